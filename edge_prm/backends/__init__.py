@@ -1,0 +1,74 @@
+"""Engines. Token ids go in, rewards at read positions come out; no text and no tokenizer below this line.
+
+A new engine is one file with a `load_model(bundle, threads, device)` that returns a Model, one line in `MODULES`, and
+one row in the contract test.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm.bundle import Bundle
+from edge_prm.errors import InputError
+
+
+class Backend(Protocol):
+    """One token sequence and its KV cache. Not to be shared by threads; every thread starts its own."""
+
+    @property
+    def offset(self) -> int:
+        """Tokens that the cache holds."""
+
+    @property
+    def computed(self) -> int:
+        """Tokens run through the model since the start, those run a second time included."""
+
+    def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Append `ids`, int64 `[tokens]`, and return the rewards at `read_at` (ascending indices into `ids`).
+
+        Returns float32 `[len(read_at)]`, the same bits in whatever pieces a sequence is extended. BackendError when
+        the engine fails; the cache then holds what it held before, or a part of `ids` more.
+        """
+
+    def trim(self, to: int) -> None:
+        """Forget all but the first `to` tokens."""
+
+    def branch(self) -> Backend:
+        """Return a second sequence that begins with what this one holds."""
+
+    def close(self) -> None:
+        """Free the cache."""
+
+
+class Model(Protocol):
+    """Loaded weights, shared by any number of sequences and threads."""
+
+    def start(self) -> Backend:
+        """Return an empty sequence."""
+
+    def close(self) -> None:
+        """Free the weights."""
+
+
+MODULES = {"onnx": "edge_prm.backends.onnx"}
+DEVICES = ("auto", "cpu")
+
+
+def load_model(bundle: Bundle, backend: str, threads: int | None, device: str) -> Model:
+    """Load a bundle's weights with the engine it was exported for; InputError for a backend that cannot read it."""
+    made_for = bundle.manifest.backend
+    if backend not in ("auto", *MODULES):
+        raise InputError(f"backend {backend!r} is not known; choose auto or one of {', '.join(MODULES)}")
+    if backend not in ("auto", made_for) or made_for not in MODULES:
+        raise InputError(f"{bundle.folder} was exported for backend {made_for!r}; it cannot run on {backend!r}")
+    if device not in DEVICES:
+        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}: this version runs bundles on the CPU")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads is {threads!r}; give a whole number from 1 up, or None for one per core")
+    model: Model = importlib.import_module(MODULES[made_for]).load_model(bundle, threads, device)
+    return model

@@ -1,0 +1,174 @@
+"""ONNX Runtime on the CPU.
+
+Two facts of this engine are handled here and nowhere else. It computes a lone token with other kernels than two or
+more, with other rounding: so no run has fewer than two tokens, and none reads fewer than two positions. And its
+attention operator writes new keys and values into the very buffer that holds the old ones when input and output are
+bound to one address: so `trim` is a change of offset, and nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm.bundle import Bundle
+from edge_prm.errors import BackendError, MissingExtraError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MODEL_NAME = "model.onnx"
+CHUNK_TOKENS = 512
+CAPACITY_STEP = 256
+_NEEDS_COMPANY = 2  # fewest tokens in a run, and fewest positions read
+
+
+def load_model(bundle: Bundle, threads: int | None, device: str) -> OnnxModel:
+    return OnnxModel(bundle, threads)
+
+
+class OnnxModel:
+    """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("cpu", ["onnxruntime"]) from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        self.architecture = bundle.manifest.architecture
+        self.context_length = bundle.manifest.context_length
+        self._lock = threading.Lock()
+        self._session: onnxruntime.InferenceSession | None = self._open(bundle.folder / MODEL_NAME, options)
+
+    def _open(self, path: Path, options: Any) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the engine's exceptions have no common base of their own
+            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+    def start(self) -> OnnxBackend:
+        return OnnxBackend(self)
+
+    def close(self) -> None:
+        with self._lock:
+            self._session = None
+
+    def run(
+        self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Run one chunk behind `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
+        with self._lock:
+            if self._session is None:
+                raise BackendError("the model is closed; load it again")
+            binding = self._session.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("read_at", read_at)
+            binding.bind_cpu_input("offset", np.array([offset], dtype=np.int32))
+            names = (f"{kind}.{layer}" for layer in range(self.architecture.layers) for kind in ("key", "value"))
+            for name, plane in zip(names, cache, strict=True):
+                where = ("cpu", 0, np.float32, plane.shape, plane.ctypes.data)
+                binding.bind_input(f"past_{name}", *where)
+                binding.bind_output(f"present_{name}", *where)
+            binding.bind_output("rewards", "cpu")
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed at token {offset}: {error}") from error
+            rewards: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+        return rewards
+
+
+class OnnxBackend:
+    """One sequence on an OnnxModel; see `edge_prm.backends.Backend` for the contract."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._ids = np.empty(0, dtype=np.int64)
+        self._cache = self._allocate(0)
+        self._computed = 0
+
+    @property
+    def offset(self) -> int:
+        return len(self._ids)
+
+    @property
+    def computed(self) -> int:
+        return self._computed
+
+    def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
+        wanted = np.asarray(read_at, dtype=np.int64)
+        tokens = np.asarray(ids, dtype=np.int64)
+        if len(tokens) == 0:
+            raise BackendError("there are no tokens to extend by")
+        if len(tokens) == 1 and self.offset:  # a lone token takes the one before it along
+            tokens = np.concatenate([self._ids[-1:], tokens])
+            wanted = wanted + 1
+            self.trim(self.offset - 1)
+        lone = len(tokens) == 1
+        if lone:  # a text of one token: what stands behind it cannot change it
+            tokens = np.repeat(tokens, _NEEDS_COMPANY)
+        self._reserve(self.offset + len(tokens))
+        rewards = [self._run(tokens[start:end], wanted[(wanted >= start) & (wanted < end)] - start)
+                   for start, end in chunks(len(tokens), CHUNK_TOKENS)]  # fmt: skip
+        if lone:
+            self.trim(1)
+        return np.concatenate(rewards)
+
+    def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        padding = np.full(max(0, _NEEDS_COMPANY - len(wanted)), len(ids) - 1, dtype=np.int64)
+        rewards = self._model.run(ids, np.concatenate([wanted, padding]), self.offset, self._cache)
+        self._ids = np.concatenate([self._ids, ids])
+        self._computed += len(ids)
+        return rewards[: len(wanted)]
+
+    def trim(self, to: int) -> None:
+        if not 0 <= to <= self.offset:
+            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self.offset}")
+        self._ids = self._ids[:to]
+
+    def branch(self) -> OnnxBackend:
+        other = OnnxBackend(self._model)
+        other._reserve(self.offset)
+        other._cache[..., : self.offset, :] = self._cache[..., : self.offset, :]
+        other._ids = self._ids
+        return other
+
+    def close(self) -> None:
+        self._ids = self._ids[:0]
+        self._cache = self._allocate(0)
+
+    def _reserve(self, tokens: int) -> None:
+        """Make room for `tokens`; a sequence that keeps growing doubles, so that it is seldom copied."""
+        capacity = self._cache.shape[3]
+        if tokens <= capacity:
+            return
+        rounded = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
+        grown = self._allocate(max(rounded, min(2 * capacity, self._model.context_length)))
+        grown[..., : self.offset, :] = self._cache[..., : self.offset, :]
+        self._cache = grown
+
+    def _allocate(self, capacity: int) -> npt.NDArray[np.float32]:
+        shape = self._model.architecture
+        return np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=np.float32)
+
+
+def chunks(tokens: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of pieces of at most `size` tokens, none of one token alone unless `tokens` is 1."""
+    start = 0
+    while start < tokens:
+        end = min(start + size, tokens)
+        if tokens - end == 1:
+            end -= 1
+        yield start, end
+        start = end

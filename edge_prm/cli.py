@@ -1,0 +1,311 @@
+"""The `edge-prm` command: options here, work elsewhere. The one place where errors become messages.
+
+Bodies import what they need when they run, so that `edge-prm --help` is instant and the base install suffices for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from edge_prm import __version__
+
+if TYPE_CHECKING:
+    from edge_prm.prm import PRM
+    from edge_prm.rows import CandidatesRow, Row
+
+EXIT_BAD_INPUT = 2
+EXIT_SOME_FAILED = 1
+DEFAULT_SOURCE = "Gen-Verse/ReasonFlux-PRM-1.5B"
+AGGREGATES = ("last", "mean", "min", "prod", "reasonflux")
+
+
+class _Group(click.Group):
+    """Turns errors raised on purpose into one line on stderr and exit code 2; anything else is a bug and shows itself."""
+
+    def invoke(self, context: click.Context) -> Any:
+        from edge_prm.errors import EdgePRMError
+
+        try:
+            return super().invoke(context)
+        except EdgePRMError as error:
+            click.echo(f"Error: {error}", err=True)
+            context.exit(EXIT_BAD_INPUT)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge-prm")
+def main() -> None:
+    """Score reasoning, step by step, where it happens.
+
+    Try `edge-prm demo` first: it needs nothing but this package.
+    """
+
+
+_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
+_as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the terminal view.")
+_aggregate = click.option(
+    "--aggregate", type=click.Choice(AGGREGATES), help="From step rewards to a score (default: the bundle's)."
+)
+_split = click.option("--split", default="blank", show_default=True, metavar="lines|blank|REGEX", help="What separates the steps of a completion.")  # fmt: skip
+_strict = click.option("--strict", is_flag=True, help="Stop at the first bad row.")
+_weak = click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak.")  # fmt: skip
+_rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"))
+
+
+@main.command()
+@click.argument("source", default=DEFAULT_SOURCE)
+@click.option("--int8", "recipe", flag_value="int8", default=True, help="8-bit weights and activations (default).")
+@click.option("--fp32", "recipe", flag_value="fp32", help="Full precision: for parity, not for speed.")
+@click.option("--reduce-range", is_flag=True, help="7-bit weights, for processors whose 8-bit kernels saturate.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output folder (default: SOURCE-RECIPE here).")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--separator", help="Step token of a two-class checkpoint, or separator of a token-class one.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@_as_json
+def export(
+    source: str, recipe: str, reduce_range: bool, output: Path | None, revision: str | None, separator: str | None,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Quantize a checkpoint into a bundle, without torch.
+
+    SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`.
+    """
+    with _extra("export"):
+        import edge_prm_export
+    from edge_prm.manifest import read_manifest
+
+    folder = edge_prm_export.export(
+        source, output, recipe=recipe, revision=revision, reduce_range=reduce_range, separator=separator, force=force,
+        progress=show_progress,
+    )  # fmt: skip
+    manifest = read_manifest(folder)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    fidelity = manifest.fidelity
+    assert fidelity is not None, "every export ends with golden trajectories"
+    if as_json:
+        facts = {"bundle": str(folder), "bytes": size, "recipe": recipe, "head": manifest.head.kind}
+        click.echo(
+            json.dumps(facts | {"mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference})
+        )
+        return
+    click.echo(
+        f"{folder}: {recipe}, {manifest.head.kind} head, {size / 1e9:.2f} GB; {fidelity.rewards} golden rewards within "
+        f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
+    )
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_rows_file
+@_aggregate
+@_split
+@_weak
+@_threads
+@_strict
+@_as_json
+def score(
+    bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, threads: int | None,
+    strict: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Score every step of every row.
+
+    A row has `problem` (or `prompt`) and `steps` (a list) or `completion` (or `response`, `output`, `solution`).
+    """
+    from edge_prm.rows import Row
+    from edge_prm.trajectory import Trajectory
+    from edge_prm.view import score_lines
+
+    def one(prm: PRM, row: Row) -> Iterator[str]:
+        result = prm.score(row.prompt, row.steps, aggregate=aggregate, split=split)
+        if as_json:
+            yield json.dumps({"id": row.id, "rewards": result.rewards, "score": result.score, "tokens": result.tokens})
+            return
+        texts = [step.text for step in Trajectory.of(row.prompt, row.steps, split=split).steps]
+        yield from score_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
+
+    _each_row(bundle, rows, Row, one, split, threads, strict)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_rows_file
+@_aggregate
+@_split
+@_weak
+@click.option("--early-stop", is_flag=True, help="Give candidates up that cannot win any more (min, prod).")
+@click.option("--give-up-below", type=click.FloatRange(0, 1), help="Give a candidate up at its first step below this.")
+@_threads
+@_strict
+@_as_json
+def rank(
+    bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, early_stop: bool,
+    give_up_below: float | None, threads: int | None, strict: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Rank the candidates of every row; the prompt is computed once.
+
+    A row has `problem` (or `prompt`) and `candidates`: strings, or objects with `text`.
+    """
+    from edge_prm.rows import CandidatesRow
+    from edge_prm.view import ranking_lines
+
+    def one(prm: PRM, row: CandidatesRow) -> Iterator[str]:
+        result = prm.rank(
+            row.prompt, row.candidates, aggregate=aggregate, split=split, early_stop=early_stop, threshold=give_up_below
+        )
+        if as_json:
+            facts: dict[str, Any] = {
+                "id": row.id,
+                "best": result.best,
+                "scores": result.scores,
+                "rewards": result.rewards,
+            }
+            yield json.dumps(facts | ({"stopped": result.stopped} if result.stopped else {}))
+            return
+        texts = [c if isinstance(c, str) else " ".join(c) for c in row.candidates]
+        yield from ranking_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
+
+    _each_row(bundle, rows, CandidatesRow, one, split, threads, strict)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_as_json
+def info(bundle: Path, as_json: bool) -> None:
+    """Print what a bundle is: source, head, recipe, files, fidelity."""
+    from edge_prm.manifest import read_manifest
+
+    manifest = read_manifest(bundle)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+        return
+    architecture, source = manifest.architecture, manifest.source
+    reduced = ", reduced range" if manifest.recipe.reduce_range else ""
+    facts = {
+        "source": source.name + (f" at {source.revision}" if source.revision else ""),
+        "model": f"{architecture.model_type}, {architecture.layers} layers, hidden {architecture.hidden}",
+        "head": f"{manifest.head.kind}, score by {manifest.head.default_aggregate}",
+        "steps": f"{manifest.input.format}, separator {manifest.input.separator!r}",
+        "context": f"{manifest.context_length} tokens",
+        "recipe": f"{manifest.recipe.name}{reduced} for backend {manifest.backend}",
+        "written by": f"edge-prm {manifest.edge_prm_version}, format {manifest.format_version}",
+    }
+    if fidelity := manifest.fidelity:
+        facts["golden"] = f"{fidelity.rewards} rewards within {fidelity.max_difference:.4f} of {fidelity.reference}"
+    for name, entry in manifest.files.items():
+        facts[name] = f"{entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:16]}…"
+    for name, value in facts.items():
+        click.echo(f"{click.style(f'{name:>16}', bold=True)}  {value}")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_threads
+@_as_json
+def check(bundle: Path, threads: int | None, as_json: bool) -> None:
+    """Verify a bundle's hashes, and its golden scores on this device; exit code 1 when they cannot be trusted."""
+    from dataclasses import asdict
+
+    from edge_prm.bundle import open_bundle
+    from edge_prm.check import check_bundle
+    from edge_prm.manifest import read_manifest
+
+    size = sum(entry.bytes for entry in read_manifest(bundle).files.values())
+    with show_progress("verifying hashes", size) as advance:
+        opened = open_bundle(bundle, verify_all=True, progress=advance)
+    result = check_bundle(opened, threads)
+    click.echo(json.dumps(asdict(result)) if as_json else result.sentence)
+    if not result.trusted:
+        sys.exit(EXIT_SOME_FAILED)
+
+
+@main.command()
+@_threads
+@_as_json
+def demo(threads: int | None, as_json: bool) -> None:
+    """Export the embedded demo checkpoint, score and rank derivations with it, and compare with full precision."""
+    with _extra("export"):
+        import edge_prm_export  # noqa: F401  the demo exports, so it needs what export needs
+    from edge_prm.demo.show import run_demo
+
+    facts = run_demo(threads, show_progress, (lambda line: None) if as_json else click.echo)
+    if as_json:
+        click.echo(json.dumps(facts))
+
+
+@contextmanager
+def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress on stderr: a bar on a terminal, one line elsewhere."""
+    if not sys.stderr.isatty():
+        click.echo(f"{label}...", err=True)
+        yield lambda done: None
+        return
+    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Turn an import that failed for want of an optional dependency into the line that installs it."""
+    from edge_prm.errors import MissingExtraError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(name, [error.name or "a module"]) from None
+
+
+def _each_row(
+    bundle: Path,
+    file: BinaryIO,
+    kind: Any,
+    one: Callable[[PRM, Any], Iterator[str]],
+    split: str,
+    threads: int | None,
+    strict: bool,
+) -> None:
+    """Run `one` on each row of a file; bad rows are reported with their line number and counted."""
+    from edge_prm.errors import InputError
+    from edge_prm.prm import load
+    from edge_prm.rows import BadRow, read_rows
+    from edge_prm.trajectory import splitter
+
+    splitter(split)
+    done = bad = 0
+    with load(bundle, threads=threads) as prm:
+        for row in _counted(read_rows(file, kind)):
+            try:
+                if isinstance(row, BadRow):
+                    raise InputError(row.reason)
+                for line in one(prm, row):
+                    click.echo(line)
+                done += 1
+            except InputError as error:
+                bad += 1
+                click.echo(f"Error: {getattr(file, 'name', 'input')}, line {row.line}: {error}", err=True)
+                if strict:
+                    sys.exit(EXIT_BAD_INPUT)
+    if not done and not bad:
+        raise InputError(f"{getattr(file, 'name', 'input')} holds no rows")
+    if bad:
+        click.echo(f"{done} rows done, {bad} bad rows left out", err=True)
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _counted(rows: Iterator[Any]) -> Iterator[Any]:
+    """Count rows on stderr as they go by; a file's length is not known before its end."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():  # on one terminal, the rows themselves are the progress
+        yield from rows
+        return
+    with click.progressbar(rows, label="rows", file=sys.stderr, show_pos=True, length=None) as counted:
+        yield from counted
+
+
+if __name__ == "__main__":
+    main()

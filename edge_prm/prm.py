@@ -1,0 +1,184 @@
+"""The front door: load a bundle, then score, rank, or open a session."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from edge_prm.aggregate import NON_INCREASING, check_aggregate
+from edge_prm.aggregate import aggregate as aggregate_rewards
+from edge_prm.backends import load_model
+from edge_prm.bundle import Bundle, open_bundle
+from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
+from edge_prm.errors import InputError
+from edge_prm.manifest import Manifest
+from edge_prm.score import Ranking, Score
+from edge_prm.session import PrefixScorer, Session
+from edge_prm.trajectory import Trajectory, check_prompt
+
+Steps = str | Sequence[str]
+
+IDLE_TOKENS = 4096
+"""A sequence that holds more than this is not kept for the next call: its KV cache would be hundreds of megabytes."""
+
+
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, backend: str = "auto", device: str = "auto"
+) -> PRM:
+    """Load a bundle folder written by `edge-prm export`.
+
+    `threads`: threads of the engine, one per core by default. Raises BundleError when the bundle is missing, damaged or
+    newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option.
+    """
+    bundle = open_bundle(path)
+    return PRM(bundle, threads=threads, backend=backend, device=device)
+
+
+class PRM:
+    """A process reward model. Safe to use from several threads; scores are the same bits however they are asked for."""
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, backend: str = "auto", device: str = "auto"
+    ) -> None:
+        self._bundle = bundle
+        self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
+        self._model = load_model(bundle, backend, threads, device)
+        self._idle: PrefixScorer | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._bundle.manifest
+
+    def score(self, prompt: str, steps: Steps, *, aggregate: str | None = None, split: str = "blank") -> Score:
+        """Score one trajectory: a prompt, and its steps as a list or as one completion that `split` divides.
+
+        `split`: `blank` (blank lines), `lines`, or a regular expression that matches separators. `aggregate`: last,
+        mean, min, prod or reasonflux; the bundle's own by default. What two calls in a row have in common at the start
+        is computed once. Raises InputError, ContextLengthError or BackendError.
+        """
+        name = self._aggregate(aggregate)
+        encoded = self._encoder.encode(Trajectory.of(prompt, steps, split=split))
+        with self._scorer() as scorer:
+            before = scorer.computed
+            rewards = tuple(scorer.rewards(encoded))
+            return Score(rewards, aggregate_rewards(name, rewards), len(encoded.ids), scorer.computed - before)
+
+    def score_many(
+        self, trajectories: Iterable[Trajectory | tuple[str, Steps]], *, aggregate: str | None = None
+    ) -> Iterator[Score]:
+        """Score trajectories one after the other, in constant memory: each is read when its score is asked for.
+
+        Those that follow each other with the same prompt (or any other common beginning) share its computation.
+        """
+        name = self._aggregate(aggregate)
+        scorer = PrefixScorer(self._model.start())
+        try:
+            for item in trajectories:
+                trajectory = item if isinstance(item, Trajectory) else Trajectory.of(*item)
+                encoded = self._encoder.encode(trajectory)
+                before = scorer.computed
+                rewards = tuple(scorer.rewards(encoded))
+                yield Score(rewards, aggregate_rewards(name, rewards), len(encoded.ids), scorer.computed - before)
+        finally:
+            scorer.close()
+
+    def session(self, prompt: str) -> Session:
+        """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
+        check_prompt(prompt)
+        return Session(PrefixScorer(self._model.start()), self._encoder, prompt, self._aggregate(None))
+
+    def rank(
+        self,
+        prompt: str,
+        candidates: Sequence[Steps],
+        *,
+        aggregate: str | None = None,
+        split: str = "blank",
+        early_stop: bool = False,
+        threshold: float | None = None,
+    ) -> Ranking:
+        """Score candidates for one prompt; the prompt is computed once, each candidate costs its own tokens only.
+
+        `early_stop`: give a candidate up as soon as it cannot win any more; possible under the aggregates that a step can
+        only lower (min, prod). `threshold`: give a candidate up at its first step below it, under any aggregate.
+        """
+        name = self._aggregate(aggregate)
+        if early_stop and name not in NON_INCREASING:
+            known = " or ".join(sorted(NON_INCREASING))
+            raise InputError(f"early_stop needs aggregate {known}, which a step can only lower; aggregate is {name!r}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"threshold is {threshold!r}; rewards lie between 0 and 1")
+        if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Sequence) or not candidates:
+            raise InputError("candidates must be a list with at least one completion (a string, or a list of steps)")
+        encoded = [self._encoder.encode(_candidate(prompt, steps, split, i)) for i, steps in enumerate(candidates)]
+        scores: list[float] = []
+        rewards: list[tuple[float, ...]] = []
+        stopped: list[int] = []
+        best: int | None = None
+        with self._scorer() as scorer:
+            before = scorer.computed
+            for index, candidate in enumerate(encoded):
+                to_beat = scores[best] if early_stop and best is not None else None
+                read, given_up = _read(scorer, candidate, name, to_beat, threshold)
+                rewards.append(tuple(read))
+                scores.append(aggregate_rewards(name, read))
+                if given_up:
+                    stopped.append(index)
+                elif best is None or scores[index] > scores[best]:
+                    best = index
+            computed = scorer.computed - before
+        tokens = tuple(len(candidate.ids) for candidate in encoded)
+        return Ranking(best, tuple(scores), tuple(rewards), tokens, tuple(stopped), computed)
+
+    def close(self) -> None:
+        """Free the weights. Open sessions can no longer be pushed to."""
+        with self._lock:
+            self._idle = None
+        self._model.close()
+
+    def __enter__(self) -> PRM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _aggregate(self, name: str | None) -> str:
+        return check_aggregate(name or self.manifest.head.default_aggregate)
+
+    @contextmanager
+    def _scorer(self) -> Iterator[PrefixScorer]:
+        """Lend the idle sequence, with the last text still in it, or a new one when another thread has it."""
+        with self._lock:
+            scorer, self._idle = self._idle, None
+        if scorer is None:
+            scorer = PrefixScorer(self._model.start())
+        yield scorer  # after an error it is not lent again
+        if scorer.tokens <= IDLE_TOKENS:
+            with self._lock:
+                self._idle = scorer
+
+
+def _candidate(prompt: str, steps: Steps, split: str, index: int) -> Trajectory:
+    try:
+        return Trajectory.of(prompt, steps, split=split)
+    except InputError as error:
+        raise InputError(f"candidate {index}: {error}") from None
+
+
+def _read(
+    scorer: PrefixScorer, candidate: Encoded, name: str, to_beat: float | None, threshold: float | None
+) -> tuple[list[float], bool]:
+    """Return a candidate's rewards and whether it was given up: below `threshold`, or sure to stay at or below `to_beat`."""
+    if to_beat is None and threshold is None:
+        return scorer.rewards(candidate), False
+    read: list[float] = []
+    for reward in scorer.rewards_one_by_one(candidate):
+        read.append(reward)
+        if threshold is not None and reward < threshold:
+            return read, True
+        if to_beat is not None and aggregate_rewards(name, read) <= to_beat:
+            break
+    return read, len(read) < len(candidate.read_at)

@@ -1,0 +1,186 @@
+"""A trajectory that is still being written: push steps, branch, trim.
+
+`PrefixScorer` is what makes every way of asking cheap: it holds one sequence in a backend and computes only the tokens
+behind the longest common prefix with what it holds. Prompt and completion can share a token, so the prefix is one of
+token ids, never "the prompt's tokens".
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+
+from edge_prm.aggregate import aggregate as aggregate_rewards
+from edge_prm.backends import Backend
+from edge_prm.encode import Encoded, Encoder
+from edge_prm.errors import BackendError, InputError
+from edge_prm.score import Score
+from edge_prm.trajectory import STEP_SEPARATOR, Step, Trajectory, check_prompt, check_step
+
+
+class PrefixScorer:
+    """Rewards of encoded trajectories, one after the other, on one sequence. Not to be shared by threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._ids = np.empty(0, dtype=np.int64)
+        self._known: dict[int, float] = {}
+
+    @property
+    def computed(self) -> int:
+        return self._backend.computed
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held for the next trajectory to begin with."""
+        return len(self._ids)
+
+    def rewards(self, encoded: Encoded) -> list[float]:
+        """Return the reward of each step; only what is not yet known is computed."""
+        common = _common_prefix(self._ids, encoded.ids)
+        self._known = {at: reward for at, reward in self._known.items() if at < common}
+        missing = [at for at in encoded.read_at if at not in self._known]
+        if missing:
+            self._compute(encoded, min(common, missing[0]), missing)
+        return [self._known[at] for at in encoded.read_at]
+
+    def rewards_one_by_one(self, encoded: Encoded) -> Iterator[float]:
+        """Yield each step's reward as soon as it is computed, so that the caller may stop in between."""
+        for at in encoded.read_at:
+            yield self.rewards(Encoded(encoded.ids[: at + 1], (at,)))[0]
+
+    def _compute(self, encoded: Encoded, start: int, missing: list[int]) -> None:
+        ids = encoded.ids[: missing[-1] + 1]  # nothing is read behind the last position
+        self._ids = self._ids[:start]  # if the engine fails half-way, no more than this is relied on
+        self._backend.trim(start)
+        for at, reward in zip(missing, self._backend.extend(ids[start:], [at - start for at in missing]), strict=True):
+            if not math.isfinite(reward):
+                raise BackendError(f"the reward at token {at} is {reward}; verify the bundle with `edge-prm check`")
+            self._known[at] = float(reward)
+        self._ids = ids
+
+    def branch(self) -> PrefixScorer:
+        other = PrefixScorer(self._backend.branch())
+        other._ids, other._known = self._ids, dict(self._known)
+        return other
+
+    def close(self) -> None:
+        self._backend.close()
+        self._ids = self._ids[:0]
+        self._known = {}
+
+
+class Session:
+    """A prompt and the steps pushed so far. Made by `PRM.session`; safe to use from several threads.
+
+    The rewards are bit for bit those that `PRM.score` gives for the same steps.
+    """
+
+    def __init__(self, scorer: PrefixScorer, encoder: Encoder, prompt: str, default_aggregate: str) -> None:
+        self._scorer = scorer
+        self._encoder = encoder
+        self._prompt = check_prompt(prompt)
+        self._default_aggregate = default_aggregate
+        self._steps: list[Step] = []
+        self._rewards: list[float] = []
+        self._tokens = 0
+        self._computed_before = scorer.computed
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @property
+    def prompt(self) -> str:
+        return self._prompt
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(step.text for step in self._steps)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """The reward of each step pushed so far."""
+        return tuple(self._rewards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text up to now: prompt, steps and separators."""
+        return self._tokens
+
+    @property
+    def computed(self) -> int:
+        """Tokens run through the model since the session began (or branched off)."""
+        return self._scorer.computed - self._computed_before
+
+    def push(self, step: str, *, last: bool = False) -> float:
+        """Append a step and return its reward; only the new tokens are computed.
+
+        A step is read at the separator that closes it; `last=True` says that no other step follows, so that it is read
+        at its own last token, as the last step of `PRM.score` is. Raises InputError for an empty step or a push behind
+        the last step, ContextLengthError when the text outgrows the context; the session then stays as it was.
+        """
+        with self._lock:
+            self._check_open()
+            if self._steps and not self._steps[-1].separator:
+                raise InputError("the last step was pushed already; trim the session or start another")
+            text = check_step(step, f"step {len(self._steps)}")
+            steps = [*self._steps, Step(text, "" if last else STEP_SEPARATOR)]
+            encoded = self._encoder.encode(Trajectory(self._prompt, tuple(steps)))
+            reward = self._scorer.rewards(Encoded(encoded.ids, encoded.read_at[-1:]))[0]
+            self._steps = steps
+            self._rewards.append(reward)
+            self._tokens = len(encoded.ids)
+            return reward
+
+    def score(self, aggregate: str | None = None) -> Score:
+        """Return the Score of the steps pushed so far; InputError when there are none."""
+        with self._lock:
+            if not self._rewards:
+                raise InputError("no step was pushed yet, so there is nothing to score")
+            name = aggregate or self._default_aggregate
+            return Score(self.rewards, aggregate_rewards(name, self._rewards), self._tokens, self.computed)
+
+    def trim(self, steps: int) -> None:
+        """Forget all but the first `steps` steps, to write on from there; InputError when there are fewer."""
+        with self._lock:
+            self._check_open()
+            if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= len(self._steps):
+                raise InputError(f"cannot trim to {steps!r} steps: the session holds {len(self._steps)}")
+            del self._steps[steps:]
+            del self._rewards[steps:]
+            self._tokens = len(self._encoder.encode(Trajectory(self._prompt, tuple(self._steps))).ids) if steps else 0
+
+    def branch(self) -> Session:
+        """Return a session of its own that begins with the same prompt and steps; nothing is computed again."""
+        with self._lock:
+            self._check_open()
+            other = Session(self._scorer.branch(), self._encoder, self._prompt, self._default_aggregate)
+            other._steps, other._rewards, other._tokens = list(self._steps), list(self._rewards), self._tokens
+            return other
+
+    def close(self) -> None:
+        """Free the KV cache. Rewards and score stay readable."""
+        with self._lock:
+            self._closed = True
+            self._scorer.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("the session is closed; start another with prm.session(prompt)")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    length = min(len(left), len(right))
+    differ = np.flatnonzero(left[:length] != right[:length])
+    return int(differ[0]) if len(differ) else length

@@ -1,0 +1,171 @@
+"""How a recipe multiplies: the nodes of a linear layer, and its weight as it is stored.
+
+`fp32` multiplies as it stands. `int8` gives each row of an activation its own scale, largest |x| / 127, so that a
+step's score never depends on its neighbours. Behind an RMSNorm the rotated rows are close to Gaussian and need no more;
+rows of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight) spreads over 64 values first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.graph import MS, GraphWriter
+from edge_prm_export.quantize import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
+from edge_prm_export.rotate import Rotation, block_size, hadamard, rotate_blocks
+
+Array = npt.NDArray[np.floating[Any]]
+
+ACTIVATION_MAX = 127
+ZERO_POINT = 128
+EMBEDDING_BLOCK_ROWS = 8192
+_SMALLEST_ROW = 1e-30  # keeps the scale of a row of zeros above zero
+
+
+Weight = Callable[[], Array]
+"""A weight `[out, in]` that is read and rotated when it is wanted, so that only one is in memory."""
+
+
+class Linears(Protocol):
+    """What a recipe provides; `rows` names a value `[s, in]`."""
+
+    rotates: bool
+
+    def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str: ...
+    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str: ...
+    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str: ...
+
+
+def embedding_blocks(checkpoint: Checkpoint, rotation: Rotation) -> Any:
+    """Yield the rotated embedding in blocks of rows: whole, it would need a gigabyte."""
+    name = "model.embed_tokens.weight"
+    config = checkpoint.config
+    if checkpoint.shape(name) != (config.vocabulary, config.hidden):
+        checkpoint.tensor(name, config.vocabulary, config.hidden)  # raises with both shapes in the message
+    for start in range(0, config.vocabulary, EMBEDDING_BLOCK_ROWS):
+        end = min(start + EMBEDDING_BLOCK_ROWS, config.vocabulary)
+        yield rotation.apply(checkpoint.rows(name, start, end))
+
+
+class Fp32Linears:
+    """Recipe `fp32`: the checkpoint's arithmetic, for parity and as a reference on the device."""
+
+    rotates = False
+
+    def __init__(self, graph: GraphWriter) -> None:
+        self._graph = graph
+
+    def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
+        config = checkpoint.config
+        table = self._graph.stream(f"{name}.weight", np.float32, (config.vocabulary, config.hidden))
+        for block in embedding_blocks(checkpoint, rotation):
+            table.write(block)
+        return self._graph.node("Gather", [table.finish(), "input_ids"], name, axis=0)
+
+    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str:
+        graph = self._graph
+        columns = graph.weight(f"{name}.weight", np.ascontiguousarray(weight().T, dtype=np.float32))
+        product = graph.node("MatMul", [rows, columns], name if bias is None else f"{name}.product")
+        if bias is None:
+            return product
+        return graph.node("Add", [product, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+
+    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str:
+        gated, raised = self.linear(f"{name}.gate", rows, gate), self.linear(f"{name}.up", rows, up)
+        return self.linear(f"{name}.down", swiglu(self._graph, name, gated, raised), down)
+
+
+class Int8Linears:
+    """Recipe `int8`: u8 activations times s8 weights, summed in 32-bit integers."""
+
+    rotates = True
+
+    def __init__(self, graph: GraphWriter, *, reduce_range: bool = False) -> None:
+        self._graph = graph
+        self._most = REDUCED_WEIGHT_MAX if reduce_range else WEIGHT_MAX
+        self._one = graph.constant("one", 1.0, np.float32)
+        self._zero_point = graph.constant("zero_point", ZERO_POINT, np.uint8)
+
+    def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
+        """Int8 rows with a scale each: a quarter of the fp32 table, which nothing else needs."""
+        graph, config = self._graph, checkpoint.config
+        table = graph.stream(f"{name}.weight", np.int8, (config.vocabulary, config.hidden))
+        scales = []
+        for block in embedding_blocks(checkpoint, rotation):
+            integers, scale = quantize_rows(block)
+            table.write(integers)
+            scales.append(scale)
+        scale_table = graph.weight(f"{name}.scale", np.concatenate(scales)[:, None])
+        integers_read = graph.node("Gather", [table.finish(), "input_ids"], f"{name}.int8", axis=0)
+        scales_read = graph.node("Gather", [scale_table, "input_ids"], f"{name}.scales", axis=0)
+        return graph.node("Mul", [graph.node("Cast", [integers_read], f"{name}.float", to=1), scales_read], name)
+
+    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str:
+        graph = self._graph
+        quantized, scales = self._quantize(name, rows)
+        product = self._multiply(name, quantized, weight())
+        if bias is None:
+            return graph.node("Mul", [product, scales], name)
+        scaled = graph.node("Mul", [product, scales], f"{name}.scaled")
+        return graph.node("Add", [scaled, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+
+    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str:
+        """The row scale of `up` would cancel in the quantization of the product; it is put off until after `down`."""
+        graph = self._graph
+        quantized, scales = self._quantize(name, rows)
+        gated = graph.node("Mul", [self._multiply(f"{name}.gate", quantized, gate()), scales], f"{name}.gate")
+        raised = self._multiply(f"{name}.up", quantized, up())
+        product = swiglu(graph, name, gated, raised)
+        weight = down()
+        block = block_size(weight.shape[1])
+        if block > 1:
+            product = self._spread(name, product, weight.shape[1], block)
+            weight = rotate_blocks(weight, block)
+        quantized, product_scales = self._quantize(f"{name}.down", product)
+        lowered = self._multiply(f"{name}.down", quantized, weight)
+        return graph.node(
+            "Mul", [lowered, graph.node("Mul", [product_scales, scales], f"{name}.scale")], f"{name}.down"
+        )
+
+    def _quantize(self, name: str, rows: str) -> tuple[str, str]:
+        """Quantize rows to u8 around 128; returns them `[s, in]` and their scales `[s, 1]`."""
+        graph = self._graph
+        axis = graph.constant("axis.last", [-1], np.int64)
+        highest = graph.node("ReduceMax", [rows, axis], f"{name}.highest", keepdims=1)
+        lowest = graph.node("ReduceMin", [rows, axis], f"{name}.lowest", keepdims=1)  # cheaper than a pass of Abs
+        negated = graph.node("Neg", [lowest], f"{name}.lowest.negated")
+        smallest = graph.constant("row.smallest", _SMALLEST_ROW, np.float32)
+        largest = graph.node("Max", [highest, negated, smallest], f"{name}.largest")
+        step = graph.constant("row.step", 1 / ACTIVATION_MAX, np.float32)
+        scales = graph.node("Mul", [largest, step], f"{name}.scales")
+        flat = graph.node("Reshape", [scales, axis], f"{name}.scales.flat")
+        count = graph.node("Shape", [flat], f"{name}.count")
+        zero_points = graph.node("Expand", [self._zero_point, count], f"{name}.zero_points")
+        return graph.node("QuantizeLinear", [rows, flat, zero_points], f"{name}.u8", axis=0), scales
+
+    def _spread(self, name: str, rows: str, width: int, block: int) -> str:
+        graph = self._graph
+        in_blocks = graph.constant(f"blocks.{block}", [-1, block], np.int64)
+        rotation = graph.weight(f"hadamard.{block}", hadamard(block).astype(np.float32))
+        blocks = graph.node("Reshape", [rows, in_blocks], f"{name}.blocks")
+        spread = graph.node("MatMul", [blocks, rotation], f"{name}.blocks.spread")
+        return graph.node("Reshape", [spread, graph.constant(f"rows.{width}", [-1, width], np.int64)], f"{name}.spread")
+
+    def _multiply(self, name: str, rows: str, weight: Array) -> str:
+        """u8 rows times s8 weight, in integers, times the weight's scales: the row scales are still missing."""
+        graph = self._graph
+        integers, scales = quantize_rows(weight, self._most)
+        columns = graph.weight(f"{name}.weight", np.ascontiguousarray(integers.T))
+        scale = graph.weight(f"{name}.weight.scale", scales)
+        inputs = [rows, columns, self._one, scale, self._zero_point]
+        return graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MS)
+
+
+def swiglu(graph: GraphWriter, name: str, gated: str, raised: str) -> str:
+    """silu(gated) * raised; QuickGelu with alpha 1 is silu."""
+    silu = graph.node("QuickGelu", [gated], f"{name}.silu", domain=MS, alpha=1.0)
+    return graph.node("Mul", [silu, raised], f"{name}.swiglu")

@@ -1,0 +1,192 @@
+"""Checkpoint -> ONNX graph of a Qwen2 PRM, reward head included.
+
+    input_ids [s], read_at [r], offset [1], past keys and values  ->  rewards [r], present keys and values
+
+`offset` tokens are in the cache already; `read_at` are indices into `input_ids`, in any order. Everything behind the
+last layer's attention is computed at the read positions only, since no other token's output is ever looked at.
+Norm weights are folded into the linears behind them; how a recipe multiplies is the business of `linears.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.graph import MS, GraphWriter
+from edge_prm_export.head import RewardHead
+from edge_prm_export.linears import Linears
+from edge_prm_export.rotate import Rotation
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def write_graph(graph: GraphWriter, checkpoint: Checkpoint, head: RewardHead, linears: Linears) -> Iterator[int]:
+    """Write the whole graph; yields the number of each layer when it is written."""
+    decoder = _Decoder(graph, checkpoint, linears)
+    yield from decoder.write(head)
+
+
+class _Decoder:
+    def __init__(self, graph: GraphWriter, checkpoint: Checkpoint, linears: Linears) -> None:
+        self.graph = graph
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.linears = linears
+        self.residual_rotation = Rotation(self.config.hidden, identity=not linears.rotates)
+        self.value_rotation = Rotation(self.config.head_dim, identity=not linears.rotates)
+
+    def write(self, head: RewardHead) -> Iterator[int]:
+        graph = self.graph
+        self._inputs()
+        residual = self.linears.embed("embedding", self.checkpoint, self.residual_rotation)
+        normed = graph.node(
+            "SimplifiedLayerNormalization",
+            [residual, self._ones()],
+            "norm.0",
+            axis=-1,
+            epsilon=self.config.rms_norm_eps,
+            stash_type=1,
+        )
+        for layer in range(self.config.layers):
+            attended = self._attention(layer, normed)
+            if layer == self.config.layers - 1:
+                attended = graph.node("Gather", [attended, "read_at"], "attended.read", axis=0)
+                residual = graph.node("Gather", [residual, "read_at"], "residual.read", axis=0)
+            output = self._attention_output(layer, attended)
+            normed, residual = self._add_and_norm(f"layer.{layer}.middle", output, residual)
+            output = self._feed_forward(layer, normed)
+            normed, residual = self._add_and_norm(f"layer.{layer}.end", output, residual)
+            yield layer
+        self._head(head, normed)
+
+    def _inputs(self) -> None:
+        graph, config = self.graph, self.config
+        graph.input("input_ids", np.int64, ["s"])
+        graph.input("read_at", np.int64, ["r"])
+        graph.input("offset", np.int32, [1])
+        graph.output("rewards", np.float32, ["r"])
+        for layer in range(config.layers):
+            for kind in ("key", "value"):
+                graph.input(f"past_{kind}.{layer}", np.float32, [1, config.kv_heads, "past", config.head_dim])
+                graph.output(f"present_{kind}.{layer}", np.float32, [1, config.kv_heads, "present", config.head_dim])
+        length = graph.node("Cast", [graph.node("Shape", ["input_ids"], "length.int64")], "length", to=6)  # int32
+        graph.node("Add", ["offset", length], "total_length")
+        graph.node("Sub", ["total_length", graph.constant("one.int32", [1], np.int32)], "total_length.less_one")
+        angles = np.arange(config.context_length)[:, None] * config.rope_theta ** (
+            -np.arange(0, config.head_dim, 2) / config.head_dim
+        )
+        graph.weight("rotary.cos", np.cos(angles).astype(np.float32))
+        graph.weight("rotary.sin", np.sin(angles).astype(np.float32))
+
+    def _attention(self, layer: int, normed: str) -> str:
+        """Query, key and value in one multiplication; rotary embedding and cache inside the attention operator."""
+        graph, config = self.graph, self.config
+        name = f"layer.{layer}.qkv"
+        weight, bias = self._qkv(layer)
+        packed = self.linears.linear(name, normed, lambda: weight, bias)
+        packed = graph.node("Unsqueeze", [packed, graph.constant("axis.0", [0], np.int64)], f"{name}.batched")
+        past = [f"past_key.{layer}", f"past_value.{layer}"]
+        present = [f"present_key.{layer}", f"present_value.{layer}"]
+        lengths = ["total_length.less_one", "total_length"]
+        attended = graph.node(
+            "GroupQueryAttention",
+            [packed, "", "", *past, *lengths, "rotary.cos", "rotary.sin"],
+            [f"layer.{layer}.attention", *present],
+            domain=MS,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        width = graph.constant("attention.shape", [-1, config.heads * config.head_dim], np.int64)
+        return graph.node("Reshape", [attended, width], f"layer.{layer}.attention.rows")
+
+    def _qkv(self, layer: int) -> tuple[Array, Array]:
+        config = self.config
+        norm = self._norm(f"model.layers.{layer}.input_layernorm.weight")
+        weights: list[Array] = []
+        biases: list[Array] = []
+        for kind, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
+            name = f"model.layers.{layer}.self_attn.{kind}_proj"
+            weight: Array = self.checkpoint.tensor(f"{name}.weight", heads * config.head_dim, config.hidden)
+            bias: Array = self.checkpoint.tensor(f"{name}.bias", heads * config.head_dim)
+            if kind == "v":  # a rotation of each head's values comes out again in the output projection
+                weight = self.value_rotation.apply(weight.T.reshape(config.hidden, heads, config.head_dim))
+                weight = weight.reshape(config.hidden, -1).T
+                bias = self.value_rotation.apply(bias.reshape(heads, config.head_dim)).reshape(-1)
+            weights.append(weight)
+            biases.append(bias)
+        return self.residual_rotation.apply(np.concatenate(weights) * norm), np.concatenate(biases)
+
+    def _attention_output(self, layer: int, attended: str) -> str:
+        config = self.config
+        weight: Array = self.checkpoint.tensor(
+            f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
+        )
+        per_head = weight.reshape(config.hidden, config.heads, config.head_dim)
+        weight = self._rotate_output(self.value_rotation.apply(per_head).reshape(weight.shape))
+        return self.linears.linear(f"layer.{layer}.output", attended, lambda: weight)
+
+    def _feed_forward(self, layer: int, normed: str) -> str:
+        """SwiGLU: down(silu(gate(x)) * up(x))."""
+        config = self.config
+        norm = self._norm(f"model.layers.{layer}.post_attention_layernorm.weight")
+
+        def read(kind: str, *shape: int) -> Array:
+            return self.checkpoint.tensor(f"model.layers.{layer}.mlp.{kind}_proj.weight", *shape)
+
+        def from_residual(kind: str) -> Array:
+            return self.residual_rotation.apply(read(kind, config.intermediate, config.hidden) * norm)
+
+        return self.linears.feed_forward(
+            f"layer.{layer}.mlp",
+            normed,
+            lambda: from_residual("gate"),
+            lambda: from_residual("up"),
+            lambda: self._rotate_output(read("down", config.hidden, config.intermediate)),
+        )
+
+    def _add_and_norm(self, name: str, output: str, residual: str) -> tuple[str, str]:
+        normed, total = f"{name}.norm", f"{name}.residual"
+        self.graph.node(
+            "SkipSimplifiedLayerNormalization",
+            [output, residual, self._ones()],
+            [normed, "", "", total],
+            domain=MS,
+            epsilon=self.config.rms_norm_eps,
+        )
+        return normed, total
+
+    def _head(self, head: RewardHead, normed: str) -> None:
+        """The reward head, in fp32: its linears, then sigmoid of the one output or softmax's second class."""
+        graph = self.graph
+        first = self.residual_rotation.apply(head.layers[0][0] * self._norm("model.norm.weight"))
+        value = normed
+        for index, (weight, bias) in enumerate(head.layers):
+            if index:
+                value = graph.node("Relu", [value], f"head.{index}.relu")
+            columns = (weight if index else first).astype(np.float32).T
+            product = graph.node(
+                "MatMul", [value, graph.weight(f"head.{index}.weight", columns)], f"head.{index}.product"
+            )
+            value = graph.node("Add", [product, graph.weight(f"head.{index}.bias", bias)], f"head.{index}")
+        if head.kind == "sigmoid":
+            value = graph.node("Sigmoid", [value], "probability")
+        else:
+            classes = graph.node("Softmax", [value], "classes", axis=-1)
+            value = graph.node("Gather", [classes, graph.constant("class.1", [1], np.int64)], "probability", axis=1)
+        graph.node("Reshape", [value, graph.constant("flat", [-1], np.int64)], "rewards")
+
+    def _rotate_output(self, weight: Array) -> Array:
+        """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
+        return self.residual_rotation.apply(weight.T).T
+
+    def _norm(self, name: str) -> Array:
+        return self.checkpoint.tensor(name, self.config.hidden)
+
+    def _ones(self) -> str:
+        return self.graph.weight("norm.ones", np.ones(self.config.hidden, dtype=np.float32))
