@@ -1,9 +1,9 @@
 """Folder -> verified bundle.
 
 Small files are hashed at every load, big ones at the first use on a device and whenever asked (`edge-prm check`):
-hashing 1.6 GB takes a second or two, and an app that starts many times a day should not pay it each time. A stamp beside the
-manifest remembers what was hashed; it holds the file's change time, which no copy preserves, so a copied bundle is
-hashed anew.
+hashing 1.6 GB takes a second or two, and an app that starts many times a day should not pay it each time. A stamp
+beside the manifest remembers what was hashed; it holds the file's change time, which no copy preserves, so a copied
+bundle is hashed anew.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def open_bundle(
         except OSError:
             raise BundleIntegrityError(file, "the file is missing or cannot be read") from None
         if found.st_size != entry.bytes:
-            raise BundleIntegrityError(
-                file, f"truncated or edited: {found.st_size} bytes, the manifest says {entry.bytes}"
-            )
+            raise BundleIntegrityError(file, f"truncated or edited: {found.st_size} bytes instead of {entry.bytes}")
         stamp = _stamp(found, entry.sha256)
         if entry.bytes > SMALL_FILE_BYTES and stamps.get(name) == stamp:
             fresh[name] = stamp

@@ -73,13 +73,13 @@ def _sentence(rewards: int, worst: float, tolerance: float, streamed_equal: bool
     if worst > tolerance:
         way_out = "try another version of the engine" if reduced else "export again with --reduce-range"
         return (
-            f"The kernels of this device ({place}) cannot be trusted with this bundle: of {rewards} golden rewards one is "
-            f"{worst:.4f} from full precision (limit {tolerance:g}); {way_out}."
+            f"The kernels of this device ({place}) cannot be trusted with this bundle: of {rewards} golden rewards one "
+            f"is {worst:.4f} from full precision (limit {tolerance:g}); {way_out}."
         )
     if not streamed_equal:
         return (
-            f"The kernels of this device ({place}) are accurate, and give other bits step by step than in one shot: scores "
-            "of one kind must not be compared with the other's; try another version of the engine."
+            f"The kernels of this device ({place}) are accurate, and give other bits step by step than in one shot: "
+            "scores of one kind must not be compared with the other's; try another version of the engine."
         )
     return (
         f"The kernels of this device ({place}) can be trusted: {rewards} golden rewards are within {worst:.4f} of full "

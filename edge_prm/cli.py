@@ -27,7 +27,7 @@ AGGREGATES = ("last", "mean", "min", "prod", "reasonflux")
 
 
 class _Group(click.Group):
-    """Turns errors raised on purpose into one line on stderr and exit code 2; anything else is a bug and shows itself."""
+    """Turns errors raised on purpose into one line on stderr and exit code 2; anything else is a bug and shows."""
 
     def invoke(self, context: click.Context) -> Any:
         from edge_prm.errors import EdgePRMError
@@ -53,9 +53,17 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout 
 _aggregate = click.option(
     "--aggregate", type=click.Choice(AGGREGATES), help="From step rewards to a score (default: the bundle's)."
 )
-_split = click.option("--split", default="blank", show_default=True, metavar="lines|blank|REGEX", help="What separates the steps of a completion.")  # fmt: skip
+_split = click.option(
+    "--split",
+    default="blank",
+    show_default=True,
+    metavar="lines|blank|REGEX",
+    help="What separates the steps of a completion.",
+)
 _strict = click.option("--strict", is_flag=True, help="Stop at the first bad row.")
-_weak = click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak.")  # fmt: skip
+_weak = click.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
+)
 _rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"))
 
 

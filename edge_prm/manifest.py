@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
 
@@ -14,8 +14,6 @@ MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 1
 HEAD_KINDS = ("sigmoid", "two_class", "token_class")
 INPUT_FORMATS = ("raw", "template", "pieces")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     for name, section in sections.items():
         data[name] = section(**data[name])
     data["files"] = {_plain_name(name): FileEntry(**entry) for name, entry in data["files"].items()}
-    data["golden"] = tuple(Golden(**{k: _frozen(v) for k, v in golden.items()}) for golden in data["golden"])
+    data["golden"] = tuple(_golden(**golden) for golden in data["golden"])
     if data.get("fidelity") is not None:
         data["fidelity"] = Fidelity(**data["fidelity"])
     manifest = Manifest(**data)
@@ -170,8 +168,9 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _frozen(value: T) -> T | tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list) else value
+def _golden(**fields: Any) -> Golden:
+    frozen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Golden(**frozen)
 
 
 def read_manifest(folder: Path) -> Manifest:

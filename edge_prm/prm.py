@@ -102,8 +102,8 @@ class PRM:
     ) -> Ranking:
         """Score candidates for one prompt; the prompt is computed once, each candidate costs its own tokens only.
 
-        `early_stop`: give a candidate up as soon as it cannot win any more; possible under the aggregates that a step can
-        only lower (min, prod). `threshold`: give a candidate up at its first step below it, under any aggregate.
+        `early_stop`: give a candidate up as soon as it cannot win any more; possible under the aggregates that a step
+        can only lower (min, prod). `threshold`: give a candidate up at its first step below it, under any aggregate.
         """
         name = self._aggregate(aggregate)
         if early_stop and name not in NON_INCREASING:
@@ -171,7 +171,7 @@ def _candidate(prompt: str, steps: Steps, split: str, index: int) -> Trajectory:
 def _read(
     scorer: PrefixScorer, candidate: Encoded, name: str, to_beat: float | None, threshold: float | None
 ) -> tuple[list[float], bool]:
-    """Return a candidate's rewards and whether it was given up: below `threshold`, or sure to stay at or below `to_beat`."""
+    """Return a candidate's rewards and whether it was given up: below `threshold`, or unable to pass `to_beat`."""
     if to_beat is None and threshold is None:
         return scorer.rewards(candidate), False
     read: list[float] = []

@@ -10,8 +10,8 @@ from edge_prm.errors import InputError
 
 STEP_SEPARATOR = "\n\n"
 _NEWLINE = r"(?:\r\n|\r|\n)"
-# A separator runs to the last newline before the next step's text, white-space-only lines included: a tokenizer may
-# join all of a white-space run that ends in a newline, and the token that closes a step must not depend on what follows.
+# A separator runs to the last newline before the next step's text, white-space-only lines included: a tokenizer may join
+# all of a white-space run that ends in a newline, and the token that closes a step must not depend on what follows.
 _SPLITS = {
     "blank": re.compile(rf"{_NEWLINE}{{2}}(?:\s*[\r\n])?"),
     "lines": re.compile(rf"{_NEWLINE}(?:\s*[\r\n])?"),

@@ -127,7 +127,7 @@ class _StreamedWeight:
 
     def write(self, values: npt.NDArray[Any]) -> None:
         block = np.ascontiguousarray(values, dtype=self._dtype.newbyteorder("<"))
-        self._graph._weights.append(memoryview(block).cast("B"), alignment=1)
+        self._graph._weights.append(block.data.cast("B"), alignment=1)
 
     def finish(self) -> str:
         self._graph._refer(self._name, self._dtype, self._shape, self._start)

@@ -1,0 +1,1 @@
+"""How fast, how big, how faithful: the commands behind the README's tables."""
