@@ -39,6 +39,13 @@ def check_aggregate(name: str) -> str:
     return name
 
 
+def check_early_stop(name: str) -> None:
+    """InputError unless `name` is an aggregate that a step can only lower."""
+    if name not in NON_INCREASING:
+        known = " or ".join(sorted(NON_INCREASING))
+        raise InputError(f"early_stop needs aggregate {known}, which a step can only lower; aggregate is {name!r}")
+
+
 def aggregate(name: str, rewards: Sequence[float]) -> float:
     """Return the score of a trajectory with these step rewards (at least one)."""
     return float(AGGREGATES[check_aggregate(name)](rewards))

@@ -99,6 +99,9 @@ def _read_stamps(folder: Path) -> dict[str, list[object]]:
 def write_stamps(folder: Path, stamps: dict[str, list[object]]) -> None:
     """Write the stamp whole or not at all. A read-only bundle keeps none: it is hashed at each load."""
     temporary = folder / f"{STAMP_NAME}.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    try:
         temporary.write_text(json.dumps(stamps), encoding="utf-8")
         os.replace(temporary, folder / STAMP_NAME)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

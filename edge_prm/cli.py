@@ -85,8 +85,7 @@ def export(
 
     SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`.
     """
-    with _extra("export"):
-        import edge_prm_export
+    import edge_prm_export
     from edge_prm.manifest import read_manifest
 
     folder = edge_prm_export.export(
@@ -160,8 +159,13 @@ def rank(
 
     A row has `problem` (or `prompt`) and `candidates`: strings, or objects with `text`.
     """
+    from edge_prm.aggregate import check_early_stop
+    from edge_prm.manifest import read_manifest
     from edge_prm.rows import CandidatesRow
     from edge_prm.view import ranking_lines
+
+    if early_stop:
+        check_early_stop(aggregate or read_manifest(bundle).head.default_aggregate)
 
     def one(prm: PRM, row: CandidatesRow) -> Iterator[str]:
         result = prm.rank(
@@ -188,6 +192,7 @@ def rank(
 def info(bundle: Path, as_json: bool) -> None:
     """Print what a bundle is: source, head, recipe, files, fidelity."""
     from edge_prm.manifest import read_manifest
+    from edge_prm.view import printable
 
     manifest = read_manifest(bundle)
     if as_json:
@@ -209,7 +214,7 @@ def info(bundle: Path, as_json: bool) -> None:
     for name, entry in manifest.files.items():
         facts[name] = f"{entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:16]}…"
     for name, value in facts.items():
-        click.echo(f"{click.style(f'{name:>16}', bold=True)}  {value}")
+        click.echo(f"{click.style(f'{name:>16}', bold=True)}  {printable(value)}")
 
 
 @main.command()
@@ -238,8 +243,6 @@ def check(bundle: Path, threads: int | None, as_json: bool) -> None:
 @_as_json
 def demo(threads: int | None, as_json: bool) -> None:
     """Export the embedded demo checkpoint, score and rank derivations with it, and compare with full precision."""
-    with _extra("export"):
-        import edge_prm_export  # noqa: F401  the demo exports, so it needs what export needs
     from edge_prm.demo.show import run_demo
 
     facts = run_demo(threads, show_progress, (lambda line: None) if as_json else click.echo)
@@ -258,17 +261,6 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
-@contextmanager
-def _extra(name: str) -> Iterator[None]:
-    """Turn an import that failed for want of an optional dependency into the line that installs it."""
-    from edge_prm.errors import MissingExtraError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(name, [error.name or "a module"]) from None
-
-
 def _each_row(
     bundle: Path,
     file: BinaryIO,
@@ -283,6 +275,7 @@ def _each_row(
     from edge_prm.prm import load
     from edge_prm.rows import BadRow, read_rows
     from edge_prm.trajectory import splitter
+    from edge_prm.view import printable
 
     splitter(split)
     done = bad = 0
@@ -296,7 +289,8 @@ def _each_row(
                 done += 1
             except InputError as error:
                 bad += 1
-                click.echo(f"Error: {getattr(file, 'name', 'input')}, line {row.line}: {error}", err=True)
+                reason = printable(str(error))  # it may quote the row
+                click.echo(f"Error: {getattr(file, 'name', 'input')}, line {row.line}: {reason}", err=True)
                 if strict:
                     sys.exit(EXIT_BAD_INPUT)
     if not done and not bad:

@@ -48,6 +48,7 @@ class Encoder:
             raise BundleIntegrityError(tokenizer_file, f"not a tokenizer ({error})") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.post_processor = None  # it adds special tokens, never wanted, and may trim blanks off offsets
         self._format = manifest.input
         self._context_length = manifest.context_length
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -66,7 +67,7 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True  # despite its name: special tokens in the text are plain text
         self._before = list(self._parts(self._format.before))
         self._between = list(self._parts(self._format.between))
-        self._separator_ids = self._plain(self._format.separator) if self._format.format == "pieces" else []
+        self._separator_ids = self._literal(self._format.separator) if self._format.format == "pieces" else []
 
     def encode(self, trajectory: Trajectory) -> Encoded:
         """Return ids and read positions; ContextLengthError when the ids outgrow the model's context."""
@@ -123,6 +124,13 @@ class Encoder:
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def _literal(self, piece: str) -> list[int]:
+        """Ids of a piece of the manifest, special tokens included."""
+        ids: list[int] = []
+        for part in self._parts(piece):
+            ids += self._plain(part) if isinstance(part, str) else [part]
+        return ids
 
     def _parts(self, piece: str) -> Iterator[str | int]:
         """Split a template piece at its special tokens, which become ids."""

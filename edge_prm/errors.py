@@ -32,11 +32,12 @@ class InputError(EdgePRMError, ValueError):
 
 
 class ContextLengthError(InputError):
-    def __init__(self, tokens: int, context_length: int) -> None:
+    def __init__(self, tokens: int, context_length: int, place: str = "") -> None:
         self.tokens = tokens
         self.context_length = context_length
+        where = f"{place}: " if place else ""
         super().__init__(
-            f"the text is {tokens} tokens long and the model's context holds {context_length}; "
+            f"{where}the text is {tokens} tokens long and the model's context holds {context_length}; "
             "nothing is ever cut in silence: shorten the prompt or score fewer steps"
         )
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+from edge_prm.aggregate import AGGREGATES
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
 
 MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 1
 HEAD_KINDS = ("sigmoid", "two_class", "token_class")
 INPUT_FORMATS = ("raw", "template", "pieces")
+NEEDED_FILES = {"onnx": ("tokenizer.json", "model.onnx", "model.onnx.data")}
+"""backend -> files that its bundles must list: a file that is not listed is never verified."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Manifest:
     context_length: int
     recipe: Recipe
     files: Mapping[str, FileEntry]
-    golden: tuple[Golden, ...] = ()
+    golden: tuple[Golden, ...]
     fidelity: Fidelity | None = None
     format_version: int = FORMAT_VERSION
 
@@ -123,7 +128,7 @@ class Manifest:
         """Parse a manifest; BundleVersionError when it is newer, BundleIntegrityError when it is anything else."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleIntegrityError(place, f"not valid JSON ({error})") from None
         if not isinstance(data, dict) or data.pop("format", None) != "edge-prm":
             raise BundleIntegrityError(place, 'not a manifest of edge-prm (no "format": "edge-prm")')
@@ -133,44 +138,59 @@ class Manifest:
         if version > FORMAT_VERSION:
             raise BundleVersionError(place, version, FORMAT_VERSION)
         try:
-            manifest = _manifest(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            manifest: Manifest = _typed(cls, data, "")
+            _check(manifest)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleIntegrityError(place, f"damaged manifest ({type(error).__name__}: {error})") from None
         return manifest
 
 
-def _manifest(data: dict[str, Any]) -> Manifest:
-    sections: dict[str, type] = {
-        "source": Source,
-        "architecture": Architecture,
-        "head": Head,
-        "input": InputFormat,
-        "recipe": Recipe,
-    }
-    for name, section in sections.items():
-        data[name] = section(**data[name])
-    data["files"] = {_plain_name(name): FileEntry(**entry) for name, entry in data["files"].items()}
-    data["golden"] = tuple(_golden(**golden) for golden in data["golden"])
-    if data.get("fidelity") is not None:
-        data["fidelity"] = Fidelity(**data["fidelity"])
-    manifest = Manifest(**data)
-    if manifest.head.kind not in HEAD_KINDS:
-        raise ValueError(f"head {manifest.head.kind!r}")
-    if manifest.input.format not in INPUT_FORMATS:
-        raise ValueError(f"input format {manifest.input.format!r}")
-    return manifest
+def _typed(kind: Any, value: Any, place: str) -> Any:
+    """Return a JSON value as the type that a field declares; ValueError names the field when it is another."""
+    arguments = get_args(kind)
+    if type(None) in arguments:
+        return None if value is None else _typed(arguments[0], value, place)
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        known = {name: _typed(hints.get(name, Any), part, f"{place}{name}.") for name, part in value.items()}
+        return kind(**known)  # type: ignore[operator]  # a class, and TypeError for a field too many or too few
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_typed(arguments[0], item, f"{place}{index}.") for index, item in enumerate(value))
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        return {name: _typed(arguments[1], item, f"{place}{name}.") for name, item in value.items()}
+    right = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
+    if right or kind is Any:
+        return value
+    raise ValueError(f"{place.rstrip('.')} is {reprlib.repr(value)}")
 
 
-def _plain_name(name: str) -> str:
-    """A file of a bundle lies in its folder; a manifest that points elsewhere is not ours."""
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise ValueError(f"file name {name!r}")
-    return name
+def _check(manifest: Manifest) -> None:
+    """ValueError for a value of the right type that no exporter writes."""
+    architecture, form, head = manifest.architecture, manifest.input, manifest.head
+    for name in manifest.files:
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():  # not a file of the folder
+            raise ValueError(f"file name {name!r}")
+    if missing := [name for name in NEEDED_FILES.get(manifest.backend, ()) if name not in manifest.files]:
+        raise ValueError(f"files do not list {', '.join(missing)}")
+    sizes = {"context_length": manifest.context_length, **vars(architecture)}
+    del sizes["model_type"]
+    ids = [id_ for id_ in (form.separator_id, form.bos_id) if id_ is not None]
+    for name, value, right in (
+        ("head", head.kind, head.kind in HEAD_KINDS),
+        ("default_aggregate", head.default_aggregate, head.default_aggregate in AGGREGATES),
+        ("input format", form.format, form.format in INPUT_FORMATS),
+        ("separator_id", form.separator_id, form.format != "template" or form.separator_id is not None),
+        ("separator", form.separator, form.separator),
+        ("token ids", ids, all(0 <= id_ < architecture.vocabulary for id_ in ids)),
+        ("golden", manifest.golden, all(_equally_long(golden) for golden in manifest.golden)),
+        *((name, size, size > 0) for name, size in sizes.items()),
+    ):
+        if not right:
+            raise ValueError(f"{name} {reprlib.repr(value)}")
 
 
-def _golden(**fields: Any) -> Golden:
-    frozen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    return Golden(**frozen)
+def _equally_long(golden: Golden) -> bool:
+    return 0 < len(golden.steps) == len(golden.reference_rewards) == len(golden.bundle_rewards)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -183,4 +203,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleNotFoundError(folder, missing) from None
     except UnicodeDecodeError:
         raise BundleIntegrityError(path, "not UTF-8 text") from None
+    except OSError as error:
+        raise BundleIntegrityError(path, f"cannot be read ({error.strerror})") from None
     return Manifest.from_json(text, path)

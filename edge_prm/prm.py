@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from edge_prm.aggregate import NON_INCREASING, check_aggregate
 from edge_prm.aggregate import aggregate as aggregate_rewards
+from edge_prm.aggregate import check_aggregate, check_early_stop
 from edge_prm.backends import load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
-from edge_prm.errors import InputError
+from edge_prm.errors import ContextLengthError, InputError
 from edge_prm.manifest import Manifest
 from edge_prm.score import Ranking, Score
 from edge_prm.session import PrefixScorer, Session
@@ -43,8 +43,10 @@ class PRM:
         self, bundle: Bundle, *, threads: int | None = None, backend: str = "auto", device: str = "auto"
     ) -> None:
         self._bundle = bundle
+        self.folder = bundle.folder
+        self.threads = threads
         self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
-        self._model = load_model(bundle, backend, threads, device)
+        self.model = load_model(bundle, backend, threads, device)
         self._idle: PrefixScorer | None = None
         self._lock = threading.Lock()
 
@@ -73,8 +75,10 @@ class PRM:
 
         Those that follow each other with the same prompt (or any other common beginning) share its computation.
         """
-        name = self._aggregate(aggregate)
-        scorer = PrefixScorer(self._model.start())
+        return self._scores(trajectories, self._aggregate(aggregate))
+
+    def _scores(self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str) -> Iterator[Score]:
+        scorer = PrefixScorer(self.model.start())
         try:
             for item in trajectories:
                 trajectory = item if isinstance(item, Trajectory) else Trajectory.of(*item)
@@ -88,7 +92,7 @@ class PRM:
     def session(self, prompt: str) -> Session:
         """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
         check_prompt(prompt)
-        return Session(PrefixScorer(self._model.start()), self._encoder, prompt, self._aggregate(None))
+        return Session(PrefixScorer(self.model.start()), self._encoder, prompt, self._aggregate(None))
 
     def rank(
         self,
@@ -106,14 +110,14 @@ class PRM:
         can only lower (min, prod). `threshold`: give a candidate up at its first step below it, under any aggregate.
         """
         name = self._aggregate(aggregate)
-        if early_stop and name not in NON_INCREASING:
-            known = " or ".join(sorted(NON_INCREASING))
-            raise InputError(f"early_stop needs aggregate {known}, which a step can only lower; aggregate is {name!r}")
+        if early_stop:
+            check_early_stop(name)
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold!r}; rewards lie between 0 and 1")
         if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Sequence) or not candidates:
             raise InputError("candidates must be a list with at least one completion (a string, or a list of steps)")
-        encoded = [self._encoder.encode(_candidate(prompt, steps, split, i)) for i, steps in enumerate(candidates)]
+        check_prompt(prompt)
+        encoded = [self._encode_candidate(prompt, steps, split, index) for index, steps in enumerate(candidates)]
         scores: list[float] = []
         rewards: list[tuple[float, ...]] = []
         stopped: list[int] = []
@@ -137,7 +141,7 @@ class PRM:
         """Free the weights. Open sessions can no longer be pushed to."""
         with self._lock:
             self._idle = None
-        self._model.close()
+        self.model.close()
 
     def __enter__(self) -> PRM:
         return self
@@ -148,24 +152,26 @@ class PRM:
     def _aggregate(self, name: str | None) -> str:
         return check_aggregate(name or self.manifest.head.default_aggregate)
 
+    def _encode_candidate(self, prompt: str, steps: Steps, split: str, index: int) -> Encoded:
+        place = f"candidate {index}"
+        try:
+            return self._encoder.encode(Trajectory.of(prompt, steps, split=split))
+        except ContextLengthError as error:
+            raise ContextLengthError(error.tokens, error.context_length, place) from None
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+
     @contextmanager
     def _scorer(self) -> Iterator[PrefixScorer]:
         """Lend the idle sequence, with the last text still in it, or a new one when another thread has it."""
         with self._lock:
             scorer, self._idle = self._idle, None
         if scorer is None:
-            scorer = PrefixScorer(self._model.start())
+            scorer = PrefixScorer(self.model.start())
         yield scorer  # after an error it is not lent again
         if scorer.tokens <= IDLE_TOKENS:
             with self._lock:
                 self._idle = scorer
-
-
-def _candidate(prompt: str, steps: Steps, split: str, index: int) -> Trajectory:
-    try:
-        return Trajectory.of(prompt, steps, split=split)
-    except InputError as error:
-        raise InputError(f"candidate {index}: {error}") from None
 
 
 def _read(

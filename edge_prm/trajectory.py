@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from edge_prm.errors import InputError
 
 STEP_SEPARATOR = "\n\n"
-_NEWLINE = r"(?:\r\n|\r|\n)"
-# A separator runs to the last newline before the next step's text, white-space-only lines included: a tokenizer may join
+_NEWLINE = r"(?:\r\n|\r(?!\n)|\n)"  # one line end of Windows is never taken for two
+# A separator runs to the last newline before the next step, white-space-only lines included: a tokenizer may join
 # all of a white-space run that ends in a newline, and the token that closes a step must not depend on what follows.
 _SPLITS = {
     "blank": re.compile(rf"{_NEWLINE}{{2}}(?:\s*[\r\n])?"),
@@ -112,17 +112,21 @@ def _from_completion(prompt: str, completion: str, split: str) -> Trajectory:
     for match in splitter(split).finditer(completion, start):
         if match.end() == match.start():
             continue
-        if match.start() == start and separators:  # two separators side by side are one
-            separators[-1] += match.group()
-        elif match.start() > start:
-            texts.append(completion[start : match.start()])
+        text = completion[start : match.start()]
+        if text.strip():
+            texts.append(text)
             separators.append(match.group())
+        elif separators:  # two separators with nothing but white space between them are one
+            separators[-1] += text + match.group()
         else:
-            lead += match.group()
+            lead += text + match.group()
         start = match.end()
-    if start < len(completion):
-        texts.append(completion[start:])
+    rest = completion[start:]
+    if rest.strip():
+        texts.append(rest)
         separators.append("")
+    elif separators:
+        separators[-1] += rest
     if not texts:
         raise InputError(f"completion {_shown(completion)} holds separators only; a trajectory needs at least one step")
     steps = zip(texts, separators, _kinds(texts), strict=True)
@@ -131,12 +135,14 @@ def _from_completion(prompt: str, completion: str, split: str) -> Trajectory:
 
 def splitter(split: str) -> re.Pattern[str]:
     """Return the pattern that matches step separators; InputError for a regular expression that does not compile."""
+    names = " or ".join(_SPLITS)
+    if not isinstance(split, str):
+        raise InputError(f"split is {type(split).__name__}, not a string: {_shown(split)}; give {names} or a pattern")
     if split in _SPLITS:
         return _SPLITS[split]
     try:
         return re.compile(split)
-    except (re.error, TypeError) as error:
-        names = " or ".join(_SPLITS)
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"split {split!r} is not {names} and not a regular expression ({error})") from None
 
 

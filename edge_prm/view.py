@@ -12,6 +12,7 @@ from edge_prm.score import Ranking, Score
 
 BAR_WIDTH = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_JOINERS = "\u200c\u200d"  # inside of words and emoji: not printable by themselves, and harmless
 
 
 def bar(reward: float, width: int = BAR_WIDTH) -> str:
@@ -31,10 +32,15 @@ def first_weak(rewards: Sequence[float], weak_below: float) -> int | None:
     return next((index for index, reward in enumerate(rewards) if reward < weak_below), None)
 
 
+def printable(text: str) -> str:
+    """Return `text` with a mark for each character that could steer the terminal or cannot be shown."""
+    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in text)
+
+
 def score_lines(row_id: Any, steps: Sequence[str], score: Score, aggregate: str, weak_below: float) -> list[str]:
     """Lines of the view of one scored row; the first step below `weak_below` is marked."""
     weak = first_weak(score.rewards, weak_below)
-    head = f"{row_id}  {_plural(len(steps), 'step')}, {_plural(score.tokens, 'token')}, {aggregate} "
+    head = f"{printable(str(row_id))}  {_plural(len(steps), 'step')}, {_plural(score.tokens, 'token')}, {aggregate} "
     lines = [
         click.style(head, bold=True) + click.style(f"{score.score:.3f}", fg=colour(score.score, weak_below), bold=True)
     ]
@@ -47,7 +53,8 @@ def score_lines(row_id: Any, steps: Sequence[str], score: Score, aggregate: str,
 def ranking_lines(row_id: Any, texts: Sequence[str], ranking: Ranking, aggregate: str, weak_below: float) -> list[str]:
     """Lines of the view of one ranked row, best candidate first; those given up early come last."""
     order = sorted(range(len(texts)), key=lambda i: (i in ranking.stopped, -ranking.scores[i]))
-    lines = [click.style(f"{row_id}  {_plural(len(texts), 'candidate')}, {aggregate}", bold=True)]
+    head = f"{printable(str(row_id))}  {_plural(len(texts), 'candidate')}, {aggregate}"
+    lines = [click.style(head, bold=True)]
     for index in order:
         mark = click.style(" ◀ best", fg="green", bold=True) if index == ranking.best else ""
         if index in ranking.stopped:
@@ -59,7 +66,7 @@ def ranking_lines(row_id: Any, texts: Sequence[str], ranking: Ranking, aggregate
 def _line(label: str, reward: float, weak_below: float, text: str, mark: str) -> str:
     shade = colour(reward, weak_below)
     room = shutil.get_terminal_size().columns - len(label) - BAR_WIDTH - 9 - len(click.unstyle(mark))
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     if len(flat) > max(room, 20):
         flat = flat[: max(room, 20) - 1] + "…"
     return f"{label}{click.style(f'{reward:.3f}', fg=shade)}  {click.style(bar(reward), fg=shade)} {flat}{mark}"

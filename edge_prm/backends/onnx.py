@@ -1,15 +1,20 @@
 """ONNX Runtime on the CPU.
 
-Two facts of this engine are handled here and nowhere else. It computes a lone token with other kernels than two or
-more, with other rounding: so no run has fewer than two tokens, and none reads fewer than two positions. And its
-attention operator writes new keys and values into the very buffer that holds the old ones when input and output are
-bound to one address: so `trim` is a change of offset, and nothing is ever copied.
+Two facts of this engine are handled here and nowhere else.
+
+It multiplies a lone row with another kernel than two or more, with other rounding, and its attention works through the
+queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a lone row: no
+run has 1, 17, 33, ... tokens. One more is computed behind them and forgotten again; what stands behind a token cannot
+change it. Nor does a run read fewer than two positions.
+
+Its attention writes new keys and values into the very buffer that holds the old ones when input and output are bound to
+one address: so `trim` is a change of offset, and nothing is ever copied.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +30,8 @@ if TYPE_CHECKING:
 MODEL_NAME = "model.onnx"
 CHUNK_TOKENS = 512
 CAPACITY_STEP = 256
-_NEEDS_COMPANY = 2  # fewest tokens in a run, and fewest positions read
+QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
+_FEWEST_READ = 2
 
 
 def load_model(bundle: Bundle, threads: int | None, device: str) -> OnnxModel:
@@ -94,58 +100,53 @@ class OnnxBackend:
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
-        self._ids = np.empty(0, dtype=np.int64)
-        self._cache = self._allocate(0)
+        self._offset = 0
         self._computed = 0
+        self._cache = self._allocate(0)
 
     @property
     def offset(self) -> int:
-        return len(self._ids)
+        return self._offset
 
     @property
     def computed(self) -> int:
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
-        wanted = np.asarray(read_at, dtype=np.int64)
         tokens = np.asarray(ids, dtype=np.int64)
+        wanted = np.asarray(read_at, dtype=np.int64)
         if len(tokens) == 0:
             raise BackendError("there are no tokens to extend by")
-        if len(tokens) == 1 and self.offset:  # a lone token takes the one before it along
-            tokens = np.concatenate([self._ids[-1:], tokens])
-            wanted = wanted + 1
-            self.trim(self.offset - 1)
-        lone = len(tokens) == 1
-        if lone:  # a text of one token: what stands behind it cannot change it
-            tokens = np.repeat(tokens, _NEEDS_COMPANY)
-        self._reserve(self.offset + len(tokens))
-        rewards = [self._run(tokens[start:end], wanted[(wanted >= start) & (wanted < end)] - start)
-                   for start, end in chunks(len(tokens), CHUNK_TOKENS)]  # fmt: skip
-        if lone:
-            self.trim(1)
+        self._reserve(self._offset + len(tokens) + 1)
+        rewards = []
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            chunk = tokens[start : start + CHUNK_TOKENS]
+            rewards.append(self._run(chunk, wanted[(wanted >= start) & (wanted < start + len(chunk))] - start))
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        padding = np.full(max(0, _NEEDS_COMPANY - len(wanted)), len(ids) - 1, dtype=np.int64)
-        rewards = self._model.run(ids, np.concatenate([wanted, padding]), self.offset, self._cache)
-        self._ids = np.concatenate([self._ids, ids])
-        self._computed += len(ids)
+        lone_row = len(ids) % QUERY_BLOCK == 1
+        run_ids = np.append(ids, ids[-1]) if lone_row else ids
+        padding = np.full(max(0, _FEWEST_READ - len(wanted)), len(ids) - 1, dtype=np.int64)
+        rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), self._offset, self._cache)
+        self._offset += len(ids)
+        self._computed += len(run_ids)
         return rewards[: len(wanted)]
 
     def trim(self, to: int) -> None:
-        if not 0 <= to <= self.offset:
-            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self.offset}")
-        self._ids = self._ids[:to]
+        if not 0 <= to <= self._offset:
+            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self._offset}")
+        self._offset = to
 
     def branch(self) -> OnnxBackend:
         other = OnnxBackend(self._model)
-        other._reserve(self.offset)
-        other._cache[..., : self.offset, :] = self._cache[..., : self.offset, :]
-        other._ids = self._ids
+        other._reserve(self._offset)
+        other._cache[..., : self._offset, :] = self._cache[..., : self._offset, :]
+        other._offset = self._offset
         return other
 
     def close(self) -> None:
-        self._ids = self._ids[:0]
+        self._offset = 0
         self._cache = self._allocate(0)
 
     def _reserve(self, tokens: int) -> None:
@@ -155,20 +156,9 @@ class OnnxBackend:
             return
         rounded = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
         grown = self._allocate(max(rounded, min(2 * capacity, self._model.context_length)))
-        grown[..., : self.offset, :] = self._cache[..., : self.offset, :]
+        grown[..., : self._offset, :] = self._cache[..., : self._offset, :]
         self._cache = grown
 
     def _allocate(self, capacity: int) -> npt.NDArray[np.float32]:
         shape = self._model.architecture
         return np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=np.float32)
-
-
-def chunks(tokens: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of pieces of at most `size` tokens, none of one token alone unless `tokens` is 1."""
-    start = 0
-    while start < tokens:
-        end = min(start + size, tokens)
-        if tokens - end == 1:
-            end -= 1
-        yield start, end
-        start = end

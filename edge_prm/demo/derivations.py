@@ -1,7 +1,7 @@
 """Arithmetic derivations, right and wrong: the demo's training data and its examples at run time.
 
 Standard library only, and the same seed gives the same derivations on every machine. Every number lies within
-0..99, so that a model of a megabyte or two can learn the arithmetic exactly.
+0..20, so that a model of a megabyte or two can learn the arithmetic exactly.
 """
 
 import random
@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-LARGEST = 99
+LARGEST = 20
 _NUMBER = re.compile(r"\d+")
 _EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 _ASKED = ("What is {}?", "Compute {}.", "Find the value of {}.")
 _ANSWERED = ("The answer is {}.", "Answer: {}")
-_NAMES = ("Mia", "Tom", "Ana", "Leo")
-_THINGS = ("coins", "shells", "cards", "apples")
 _ORDERED = {"+": "add {}", "-": "subtract {}", "*": "multiply by {}"}
-_TOLD = {"+": "finds {} more", "-": "gives away {}", "*": "multiplies them by {}"}
 
 
 @dataclass(frozen=True)
@@ -56,17 +53,6 @@ class _Equation(NamedTuple):
 
     def written(self, result: int) -> str:
         return f"{self.left} {self.operator} {self.right} = {result}"
-
-
-class _Link(NamedTuple):
-    """One operation of a problem: the value so far goes to the left of `operator`, or to its right if flipped."""
-
-    equation: _Equation
-    flipped: bool
-
-    @property
-    def operand(self) -> int:
-        return self.equation.left if self.flipped else self.equation.right
 
 
 def generate(seed: int, count: int, mistake_rate: float = 0.5) -> Iterator[Derivation]:
@@ -110,8 +96,7 @@ def _with_mistake(steps: tuple[str, ...], at: int, rng: random.Random) -> tuple[
         if match is None:
             changed[index] = _NUMBER.sub(str(value), steps[index])
             continue
-        carried, right = right.result, _Equation.parse(match)
-        wrong = right._replace(left=value) if right.left == carried else right._replace(right=value)
+        wrong = _Equation.parse(match)._replace(left=value)
         if not wrong.in_range:
             return None
         value = wrong.result
@@ -144,56 +129,43 @@ def _other_number(number: int, rng: random.Random) -> int:
 
 
 def _right_derivation(rng: random.Random) -> Derivation:
-    start, links = _chain(rng)
-    ask = _asked if any(link.flipped for link in links) else rng.choice((_asked, _asked, _ordered, _told))
-    return Derivation(ask(start, links, rng), _steps([link.equation for link in links], rng), None)
+    equations = _chain(rng)
+    ask = rng.choice((_asked, _ordered))
+    return Derivation(ask(equations, rng), _steps(equations, rng), None)
 
 
-def _chain(rng: random.Random) -> tuple[int, list[_Link]]:
-    """Draw a start value and 2 to 4 operations, each on the result of the one before."""
-    start = value = rng.randint(2, 30)
-    length, links = rng.randint(2, 4), []
-    while len(links) < length:
-        operator, flipped = rng.choice("+-*"), rng.random() < 0.2
-        operand = rng.randint(2, 9) if operator == "*" else rng.randint(1, 40)
-        equation = _Equation(operand, operator, value) if flipped else _Equation(value, operator, operand)
+def _chain(rng: random.Random) -> list[_Equation]:
+    """Draw 2 or 3 equations; each goes on from the result of the one before."""
+    value, length = rng.randint(2, 9), rng.randint(2, 3)
+    equations: list[_Equation] = []
+    while len(equations) < length:
+        operator = rng.choice("+-*")
+        equation = _Equation(value, operator, rng.randint(2, 3) if operator == "*" else rng.randint(1, 9))
         if equation.in_range:
-            links.append(_Link(equation, flipped))
+            equations.append(equation)
             value = equation.result
-    return start, links
+    return equations
 
 
-def _asked(start: int, links: list[_Link], rng: random.Random) -> str:
-    """Ask for the value of one expression, with the parentheses that its order of operations needs."""
-    expression, operator = str(start), ""
-    for link in links:
-        outer, operator = operator, link.equation.operator
-        if (outer in ("+", "-") and (link.flipped or operator == "*")) or (outer == "*" == operator and link.flipped):
-            expression = f"({expression})"
-        left, right = (link.operand, expression) if link.flipped else (expression, link.operand)
-        expression = f"{left} {operator} {right}"
+def _asked(equations: list[_Equation], rng: random.Random) -> str:
+    """Ask for the value of one expression, with parentheses around a sum that is multiplied."""
+    expression, outer = str(equations[0].left), ""
+    for _, operator, operand in equations:
+        left = f"({expression})" if operator == "*" and outer in ("+", "-") else expression
+        expression, outer = f"{left} {operator} {operand}", operator
     return rng.choice(_ASKED).format(expression)
 
 
-def _ordered(start: int, links: list[_Link], _: random.Random) -> str:
-    orders = [_ORDERED[link.equation.operator].format(link.operand) for link in links]
-    return f"Start with {start}, {', '.join(orders[:-1])}, then {orders[-1]}. What do you get?"
-
-
-def _told(start: int, links: list[_Link], rng: random.Random) -> str:
-    told = [_TOLD[link.equation.operator].format(link.operand) for link in links]
-    things = rng.choice(_THINGS)
-    return f"{rng.choice(_NAMES)} has {start} {things}, {', '.join(told[:-1])}, then {told[-1]}. How many {things} now?"
+def _ordered(equations: list[_Equation], _: random.Random) -> str:
+    *first, last = (_ORDERED[operator].format(operand) for _, operator, operand in equations)
+    return f"Start with {equations[0].left}, {', '.join(first)}, then {last}. What do you get?"
 
 
 def _steps(equations: list[_Equation], rng: random.Random) -> tuple[str, ...]:
-    style = rng.choice(("plain", "numbered", "sentence"))
+    style = rng.choice(("plain", "numbered"))
     texts = [equation.written(equation.result) for equation in equations]
     if style == "numbered":
         texts = [f"Step {number}: {text}" for number, text in enumerate(texts, 1)]
-    elif style == "sentence":
-        leads = ["First, ", *(rng.choice(("Then ", "Next, ")) for _ in texts[2:]), "So "]
-        texts = [f"{lead}{text}." for lead, text in zip(leads, texts, strict=True)]
     if rng.random() < 0.5:
         texts.append(rng.choice(_ANSWERED).format(equations[-1].result))
     return tuple(texts)

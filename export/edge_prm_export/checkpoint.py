@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from edge_prm.errors import CheckpointError, CheckpointNotFoundError, MissingExt
 
 DEFAULT_SOURCE = "Gen-Verse/ReasonFlux-PRM-1.5B"
 FILE_PATTERNS = ["*.json", "*.safetensors", "reward_head.pt", "chat_template.jinja"]
+HEAD_DIM_STEP = 16
+"""ONNX Runtime's GroupQueryAttention takes heads whose size is a multiple of this."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MAX_HEADER_BYTES = 100 << 20
 
@@ -54,7 +58,7 @@ class Checkpoint:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.raw_config = _read_json(folder / "config.json", name)
+        self.raw_config = read_json(folder / "config.json", name)
         self.config = _qwen2_config(self.raw_config, name)
         self._entries = _index(folder, name)
 
@@ -67,12 +71,18 @@ class Checkpoint:
 
     def tensor(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
         """Return a tensor as float32; CheckpointError when its shape is not `shape` or it holds NaN or infinity."""
+        if shape:
+            self.check_shape(name, *shape)
         entry = self._entry(name)
-        if shape and entry.shape != shape:
-            raise CheckpointError(
-                f"checkpoint {self.name}: {name} has shape {list(entry.shape)} and config.json asks for {list(shape)}"
-            )
         return self._read(name, entry, 0, entry.shape)
+
+    def check_shape(self, name: str, *shape: int) -> None:
+        """CheckpointError when a tensor's shape is not `shape`; nothing is read."""
+        found = self._entry(name).shape
+        if found != shape:
+            raise CheckpointError(
+                f"checkpoint {self.name}: {name} has shape {list(found)} and config.json asks for {list(shape)}"
+            )
 
     def rows(self, name: str, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return rows `start` to `end` of a matrix as float32: for one too large to hold whole."""
@@ -152,6 +162,9 @@ def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
         raise UnsupportedArchitectureError(name, f"model_type {found!r}", "Qwen2")
     if config.get("rope_scaling"):
         raise UnsupportedArchitectureError(name, f"rope_scaling {config['rope_scaling']!r}", "plain rotary embeddings")
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        raise UnsupportedArchitectureError(name, f"rope_parameters {rope!r}", "plain rotary embeddings")
     if config.get("use_sliding_window"):
         raise UnsupportedArchitectureError(name, "sliding-window attention", "full attention")
     if config.get("hidden_act", "silu") != "silu":
@@ -159,7 +172,6 @@ def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
-        rope_theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 10000.0
         result = Qwen2Config(
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
@@ -169,22 +181,25 @@ def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
             intermediate=int(config["intermediate_size"]),
             vocabulary=int(config["vocab_size"]),
             context_length=int(config["max_position_embeddings"]),
-            rope_theta=float(rope_theta),
+            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
             rms_norm_eps=float(config["rms_norm_eps"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
-            f"checkpoint {name}: config.json is incomplete ({type(error).__name__}: {error})"
+            f"checkpoint {name}: config.json is incomplete or damaged ({type(error).__name__}: {error})"
         ) from None
-    if result.heads % result.kv_heads or result.head_dim % 2 or min(vars(result).values()) <= 0:
+    usable = all(0 < value < math.inf for value in vars(result).values())  # NaN is neither
+    if not usable or result.heads % result.kv_heads or result.head_dim % 2:
         raise CheckpointError(f"checkpoint {name}: config.json describes no model that can exist ({result})")
+    if result.head_dim % HEAD_DIM_STEP:
+        raise UnsupportedArchitectureError(name, f"head_dim {result.head_dim}", f"multiples of {HEAD_DIM_STEP}")
     return result
 
 
 def _index(folder: Path, name: str) -> dict[str, _Entry]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = _read_json(index, name).get("weight_map")
+        weight_map = read_json(index, name).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index} has no weight_map")
         files = sorted({str(file) for file in weight_map.values()})
@@ -210,29 +225,37 @@ def _header(path: Path) -> dict[str, _Entry]:
             raise CheckpointError(f"{path} is not a safetensors file, or is truncated; download it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
-            raise CheckpointError(f"{path} has a damaged safetensors header; download it again") from None
+        except (ValueError, RecursionError):
+            header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a damaged safetensors header; download it again")
     header.pop("__metadata__", None)
     entries = {}
     for name, info in header.items():
         try:
             start, end = info["data_offsets"]
-            shape = tuple(int(n) for n in info["shape"])
+            shape = tuple(info["shape"])
             dtype = np.dtype(ml_dtypes.bfloat16 if info["dtype"] == "BF16" else _DTYPES[info["dtype"]])
+            if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
+                raise ValueError("a place or a length that is no whole number")
         except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: tensor {name} is {info!r}; fp32, fp16 and bf16 are read") from None
-        if not 0 <= start <= end <= size - 8 - length or end - start != int(np.prod(shape)) * dtype.itemsize:
+            found = reprlib.repr(info)
+            raise CheckpointError(f"{path}: tensor {name} is {found}; fp32, fp16 and bf16 are read") from None
+        if not start <= end <= size - 8 - length or end - start != math.prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{path} ends before tensor {name} does; download it again")
         entries[name] = _Entry(path, dtype, shape, 8 + length + start)
     return entries
 
 
-def _read_json(path: Path, source: str) -> dict[str, Any]:
+def read_json(path: Path, source: str) -> dict[str, Any]:
+    """Return the JSON object in a file of the checkpoint `source`; CheckpointError when there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointNotFoundError(source, f"{path.name} is missing") from None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object")

@@ -2,12 +2,14 @@
 
 `fp32` multiplies as it stands. `int8` gives each row of an activation its own scale, largest |x| / 127, so that a
 step's score never depends on its neighbours. Behind an RMSNorm the rotated rows are close to Gaussian and need no more;
-rows of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight) spreads over 64 values first.
+rows of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight) spreads over 64 values first. Where
+errors hurt most for the time it takes, a row is written as two 8-bit terms, and the weight multiplied twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.graph import MS, GraphWriter
-from edge_prm_export.quantize import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
+from edge_prm_export.quantize import REDUCED_WEIGHT_MAX, WEIGHT_MAX, Compensation, quantize_rows
 from edge_prm_export.rotate import Rotation, block_size, hadamard, rotate_blocks
 
 Array = npt.NDArray[np.floating[Any]]
@@ -30,14 +32,33 @@ Weight = Callable[[], Array]
 """A weight `[out, in]` that is read and rotated when it is wanted, so that only one is in memory."""
 
 
+@dataclass(frozen=True)
+class FeedForward:
+    """The weights of SwiGLU, and rows that were seen to go into `down`, `[tokens, intermediate]`.
+
+    `few_rows`: it runs on a handful of rows, so that its cost hardly counts.
+    """
+
+    gate: Weight
+    up: Weight
+    down: Weight
+    down_seen: Array | None
+    few_rows: bool
+
+
 class Linears(Protocol):
-    """What a recipe provides; `rows` names a value `[s, in]`."""
+    """What a recipe provides. `rows` names a value `[s, in]`; `seen` are rows that went in during calibration."""
 
     rotates: bool
 
-    def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str: ...
-    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str: ...
-    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str: ...
+    def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
+        """The embedding of `input_ids`, rotated."""
+
+    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
+        """rows @ weight.T + bias."""
+
+    def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
+        """down(silu(gate(rows)) * up(rows))."""
 
 
 def embedding_blocks(checkpoint: Checkpoint, rotation: Rotation) -> Any:
@@ -66,7 +87,7 @@ class Fp32Linears:
             table.write(block)
         return self._graph.node("Gather", [table.finish(), "input_ids"], name, axis=0)
 
-    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str:
+    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
         graph = self._graph
         columns = graph.weight(f"{name}.weight", np.ascontiguousarray(weight().T, dtype=np.float32))
         product = graph.node("MatMul", [rows, columns], name if bias is None else f"{name}.product")
@@ -74,9 +95,19 @@ class Fp32Linears:
             return product
         return graph.node("Add", [product, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
 
-    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str:
-        gated, raised = self.linear(f"{name}.gate", rows, gate), self.linear(f"{name}.up", rows, up)
-        return self.linear(f"{name}.down", swiglu(self._graph, name, gated, raised), down)
+    def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
+        gated = self.linear(f"{name}.gate", rows, weights.gate, None)
+        raised = self.linear(f"{name}.up", rows, weights.up, None)
+        return self.linear(f"{name}.down", swiglu(self._graph, name, gated, raised), weights.down, None)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Quantized rows: scales `[s, 1]` * (first + second / 254), u8 `[s, in]` both; one term is enough for most."""
+
+    scales: str
+    first: str
+    second: str | None
 
 
 class Int8Linears:
@@ -88,6 +119,7 @@ class Int8Linears:
         self._graph = graph
         self._most = REDUCED_WEIGHT_MAX if reduce_range else WEIGHT_MAX
         self._one = graph.constant("one", 1.0, np.float32)
+        self._second_step = graph.constant("second_step", 1 / (2 * ACTIVATION_MAX), np.float32)
         self._zero_point = graph.constant("zero_point", ZERO_POINT, np.uint8)
 
     def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
@@ -104,35 +136,38 @@ class Int8Linears:
         scales_read = graph.node("Gather", [scale_table, "input_ids"], f"{name}.scales", axis=0)
         return graph.node("Mul", [graph.node("Cast", [integers_read], f"{name}.float", to=1), scales_read], name)
 
-    def linear(self, name: str, rows: str, weight: Weight, bias: Array | None = None) -> str:
+    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
+        """With two terms: attention's logits magnify an error in queries and keys, and heads differ in size."""
         graph = self._graph
-        quantized, scales = self._quantize(name, rows)
-        product = self._multiply(name, quantized, weight())
+        terms = self._quantize(name, rows, two_terms=True)
+        product = self._multiply(name, terms, weight(), _compensation(seen))
         if bias is None:
-            return graph.node("Mul", [product, scales], name)
-        scaled = graph.node("Mul", [product, scales], f"{name}.scaled")
+            return graph.node("Mul", [product, terms.scales], name)
+        scaled = graph.node("Mul", [product, terms.scales], f"{name}.scaled")
         return graph.node("Add", [scaled, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
 
-    def feed_forward(self, name: str, rows: str, gate: Weight, up: Weight, down: Weight) -> str:
+    def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
         """The row scale of `up` would cancel in the quantization of the product; it is put off until after `down`."""
         graph = self._graph
-        quantized, scales = self._quantize(name, rows)
-        gated = graph.node("Mul", [self._multiply(f"{name}.gate", quantized, gate()), scales], f"{name}.gate")
-        raised = self._multiply(f"{name}.up", quantized, up())
+        terms = self._quantize(name, rows, two_terms=weights.few_rows)
+        shared = _compensation(seen)
+        product = self._multiply(f"{name}.gate", terms, weights.gate(), shared)
+        gated = graph.node("Mul", [product, terms.scales], f"{name}.gate")
+        raised = self._multiply(f"{name}.up", terms, weights.up(), shared)
         product = swiglu(graph, name, gated, raised)
-        weight = down()
+        weight, down_seen = weights.down(), weights.down_seen
         block = block_size(weight.shape[1])
         if block > 1:
             product = self._spread(name, product, weight.shape[1], block)
             weight = rotate_blocks(weight, block)
-        quantized, product_scales = self._quantize(f"{name}.down", product)
-        lowered = self._multiply(f"{name}.down", quantized, weight)
-        return graph.node(
-            "Mul", [lowered, graph.node("Mul", [product_scales, scales], f"{name}.scale")], f"{name}.down"
-        )
+            down_seen = None if down_seen is None else rotate_blocks(down_seen, block)
+        down_terms = self._quantize(f"{name}.down", product, two_terms=weights.few_rows)
+        lowered = self._multiply(f"{name}.down", down_terms, weight, _compensation(down_seen))
+        both_scales = graph.node("Mul", [down_terms.scales, terms.scales], f"{name}.both_scales")
+        return graph.node("Mul", [lowered, both_scales], f"{name}.down")
 
-    def _quantize(self, name: str, rows: str) -> tuple[str, str]:
-        """Quantize rows to u8 around 128; returns them `[s, in]` and their scales `[s, 1]`."""
+    def _quantize(self, name: str, rows: str, *, two_terms: bool) -> _Terms:
+        """Quantize rows to u8 around 128, and with two terms what that leaves over, in units 254 times as small."""
         graph = self._graph
         axis = graph.constant("axis.last", [-1], np.int64)
         highest = graph.node("ReduceMax", [rows, axis], f"{name}.highest", keepdims=1)
@@ -145,7 +180,14 @@ class Int8Linears:
         flat = graph.node("Reshape", [scales, axis], f"{name}.scales.flat")
         count = graph.node("Shape", [flat], f"{name}.count")
         zero_points = graph.node("Expand", [self._zero_point, count], f"{name}.zero_points")
-        return graph.node("QuantizeLinear", [rows, flat, zero_points], f"{name}.u8", axis=0), scales
+        first = graph.node("QuantizeLinear", [rows, flat, zero_points], f"{name}.u8", axis=0)
+        if not two_terms:
+            return _Terms(scales, first, None)
+        read_back = graph.node("DequantizeLinear", [first, flat, zero_points], f"{name}.read_back", axis=0)
+        rest = graph.node("Sub", [rows, read_back], f"{name}.rest")
+        finer = graph.node("Mul", [flat, self._second_step], f"{name}.scales.second")
+        second = graph.node("QuantizeLinear", [rest, finer, zero_points], f"{name}.u8.second", axis=0)
+        return _Terms(scales, first, second)
 
     def _spread(self, name: str, rows: str, width: int, block: int) -> str:
         graph = self._graph
@@ -155,14 +197,27 @@ class Int8Linears:
         spread = graph.node("MatMul", [blocks, rotation], f"{name}.blocks.spread")
         return graph.node("Reshape", [spread, graph.constant(f"rows.{width}", [-1, width], np.int64)], f"{name}.spread")
 
-    def _multiply(self, name: str, rows: str, weight: Array) -> str:
+    def _multiply(self, name: str, terms: _Terms, weight: Array, compensation: Compensation | None) -> str:
         """u8 rows times s8 weight, in integers, times the weight's scales: the row scales are still missing."""
         graph = self._graph
-        integers, scales = quantize_rows(weight, self._most)
-        columns = graph.weight(f"{name}.weight", np.ascontiguousarray(integers.T))
+        if compensation is None:
+            integers, scales = quantize_rows(weight, self._most)
+            integers = np.ascontiguousarray(integers.T)
+        else:
+            integers, scales = compensation.quantize(weight, self._most)
+        columns = graph.weight(f"{name}.weight", integers)
         scale = graph.weight(f"{name}.weight.scale", scales)
-        inputs = [rows, columns, self._one, scale, self._zero_point]
-        return graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MS)
+        inputs = [terms.first, columns, self._one, scale, self._zero_point]
+        if terms.second is None:
+            return graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MS)
+        first = graph.node("MatMulIntegerToFloat", inputs, f"{name}.product.first", domain=MS)
+        inputs = [terms.second, columns, self._second_step, scale, self._zero_point]
+        second = graph.node("MatMulIntegerToFloat", inputs, f"{name}.product.second", domain=MS)
+        return graph.node("Add", [first, second], f"{name}.product")
+
+
+def _compensation(seen: Array | None) -> Compensation | None:
+    return None if seen is None else Compensation(seen)
 
 
 def swiglu(graph: GraphWriter, name: str, gated: str, raised: str) -> str:

@@ -26,30 +26,41 @@ class Rotation:
         self.size = size
         self.identity = identity
         generator = np.random.default_rng(_SEED)
-        self._signs = generator.choice(np.array([-1.0, 1.0]), size)
+        self._signs = generator.choice(np.array([-1.0, 1.0], dtype=np.float32), size)
         outer, inner = _split(size)
-        self._outer = hadamard(outer) if _has_hadamard(outer) else _random_orthogonal(outer, generator)
-        self._inner = hadamard(inner)
+        self._outer = orthogonal(outer).astype(np.float32)
+        self._inner = hadamard(inner).astype(np.float32)
 
     def apply(self, rows: Array) -> Array:
-        """Rotate the last axis of `rows` `[..., size]`, in float64."""
+        """Rotate the last axis of `rows` `[..., size]`.
+
+        In float32: sums of some hundred products are exact to 1e-7 of the row, and eight bits tell 4e-3 apart.
+        """
         if self.identity:
             return rows
         shape = rows.shape
-        blocks = (rows.astype(np.float64) * self._signs).reshape(-1, len(self._outer), len(self._inner))
-        blocks = np.matmul(self._outer.T, blocks @ self._inner)
+        blocks = (rows * self._signs).reshape(-1, len(self._inner)) @ self._inner
+        blocks = np.matmul(self._outer.T, blocks.reshape(-1, len(self._outer), len(self._inner)))
         return blocks.reshape(shape)
 
 
 def rotate_blocks(rows: Array, block: int) -> Array:
-    """Rotate each run of `block` values of the last axis by the Hadamard matrix of that order, in float64."""
+    """Rotate each run of `block` values of the last axis by the Hadamard matrix of that order."""
     shape = rows.shape
-    return (rows.astype(np.float64).reshape(-1, block) @ hadamard(block)).reshape(shape)
+    return (rows.reshape(-1, block) @ hadamard(block).astype(rows.dtype)).reshape(shape)
 
 
 def block_size(width: int, most: int = 64) -> int:
     """Return the largest power of two, `most` at most, that divides `width`."""
     return min(most, width & -width)
+
+
+def orthogonal(order: int) -> npt.NDArray[np.float64]:
+    """Return the Hadamard matrix of this order where one is at hand, else a random orthogonal one, always the same."""
+    if _has_hadamard(order):
+        return hadamard(order)
+    q, r = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((order, order)))
+    return np.asarray(q * np.sign(np.diag(r)))
 
 
 def hadamard(order: int) -> npt.NDArray[np.float64]:
@@ -97,8 +108,3 @@ def _split(size: int) -> tuple[int, int]:
         if inner % twos == 0 and _has_hadamard(outer * twos):
             return outer * twos, inner // twos
     return outer, inner
-
-
-def _random_orthogonal(size: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    q, r = np.linalg.qr(generator.standard_normal((size, size)))
-    return np.asarray(q * np.sign(np.diag(r)))

@@ -18,16 +18,21 @@ import numpy.typing as npt
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.graph import MS, GraphWriter
 from edge_prm_export.head import RewardHead
-from edge_prm_export.linears import Linears
+from edge_prm_export.linears import FeedForward, Linears
+from edge_prm_export.reference import LayerInputs, ReferenceRun
 from edge_prm_export.rotate import Rotation
 
 Array = npt.NDArray[np.floating[Any]]
 
 
-def write_graph(graph: GraphWriter, checkpoint: Checkpoint, head: RewardHead, linears: Linears) -> Iterator[int]:
-    """Write the whole graph; yields the number of each layer when it is written."""
-    decoder = _Decoder(graph, checkpoint, linears)
-    yield from decoder.write(head)
+def write_graph(
+    graph: GraphWriter, checkpoint: Checkpoint, head: RewardHead, linears: Linears, reference: ReferenceRun
+) -> Iterator[int]:
+    """Write the whole graph, layer by layer beside a run in full precision that shows what goes into each linear.
+
+    Yields the number of each layer when it is written; at the end the reference run has its rewards too.
+    """
+    yield from _Decoder(graph, checkpoint, linears).write(head, reference)
 
 
 class _Decoder:
@@ -39,7 +44,7 @@ class _Decoder:
         self.residual_rotation = Rotation(self.config.hidden, identity=not linears.rotates)
         self.value_rotation = Rotation(self.config.head_dim, identity=not linears.rotates)
 
-    def write(self, head: RewardHead) -> Iterator[int]:
+    def write(self, head: RewardHead, reference: ReferenceRun) -> Iterator[int]:
         graph = self.graph
         self._inputs()
         residual = self.linears.embed("embedding", self.checkpoint, self.residual_rotation)
@@ -52,13 +57,14 @@ class _Decoder:
             stash_type=1,
         )
         for layer in range(self.config.layers):
-            attended = self._attention(layer, normed)
+            seen = reference.run_layer(layer)
+            attended = self._attention(layer, normed, seen)
             if layer == self.config.layers - 1:
                 attended = graph.node("Gather", [attended, "read_at"], "attended.read", axis=0)
                 residual = graph.node("Gather", [residual, "read_at"], "residual.read", axis=0)
-            output = self._attention_output(layer, attended)
+            output = self._attention_output(layer, attended, seen)
             normed, residual = self._add_and_norm(f"layer.{layer}.middle", output, residual)
-            output = self._feed_forward(layer, normed)
+            output = self._feed_forward(layer, normed, seen)
             normed, residual = self._add_and_norm(f"layer.{layer}.end", output, residual)
             yield layer
         self._head(head, normed)
@@ -76,18 +82,19 @@ class _Decoder:
         length = graph.node("Cast", [graph.node("Shape", ["input_ids"], "length.int64")], "length", to=6)  # int32
         graph.node("Add", ["offset", length], "total_length")
         graph.node("Sub", ["total_length", graph.constant("one.int32", [1], np.int32)], "total_length.less_one")
-        angles = np.arange(config.context_length)[:, None] * config.rope_theta ** (
+        # One position more than the context: a run may compute one token behind the last (see edge_prm.backends.onnx).
+        angles = np.arange(config.context_length + 1)[:, None] * config.rope_theta ** (
             -np.arange(0, config.head_dim, 2) / config.head_dim
         )
         graph.weight("rotary.cos", np.cos(angles).astype(np.float32))
         graph.weight("rotary.sin", np.sin(angles).astype(np.float32))
 
-    def _attention(self, layer: int, normed: str) -> str:
+    def _attention(self, layer: int, normed: str, seen: LayerInputs) -> str:
         """Query, key and value in one multiplication; rotary embedding and cache inside the attention operator."""
         graph, config = self.graph, self.config
         name = f"layer.{layer}.qkv"
         weight, bias = self._qkv(layer)
-        packed = self.linears.linear(name, normed, lambda: weight, bias)
+        packed = self.linears.linear(name, normed, lambda: weight, self._rotated(seen.attention), bias)
         packed = graph.node("Unsqueeze", [packed, graph.constant("axis.0", [0], np.int64)], f"{name}.batched")
         past = [f"past_key.{layer}", f"past_value.{layer}"]
         present = [f"present_key.{layer}", f"present_value.{layer}"]
@@ -122,16 +129,16 @@ class _Decoder:
             biases.append(bias)
         return self.residual_rotation.apply(np.concatenate(weights) * norm), np.concatenate(biases)
 
-    def _attention_output(self, layer: int, attended: str) -> str:
+    def _attention_output(self, layer: int, attended: str, seen: LayerInputs) -> str:
         config = self.config
         weight: Array = self.checkpoint.tensor(
             f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
         )
-        per_head = weight.reshape(config.hidden, config.heads, config.head_dim)
-        weight = self._rotate_output(self.value_rotation.apply(per_head).reshape(weight.shape))
-        return self.linears.linear(f"layer.{layer}.output", attended, lambda: weight)
+        rotated = self._rotate_output(self._rotate_values(weight))
+        name = f"layer.{layer}.output"
+        return self.linears.linear(name, attended, lambda: rotated, self._rotate_values(seen.output))
 
-    def _feed_forward(self, layer: int, normed: str) -> str:
+    def _feed_forward(self, layer: int, normed: str, seen: LayerInputs) -> str:
         """SwiGLU: down(silu(gate(x)) * up(x))."""
         config = self.config
         norm = self._norm(f"model.layers.{layer}.post_attention_layernorm.weight")
@@ -142,13 +149,14 @@ class _Decoder:
         def from_residual(kind: str) -> Array:
             return self.residual_rotation.apply(read(kind, config.intermediate, config.hidden) * norm)
 
-        return self.linears.feed_forward(
-            f"layer.{layer}.mlp",
-            normed,
-            lambda: from_residual("gate"),
-            lambda: from_residual("up"),
-            lambda: self._rotate_output(read("down", config.hidden, config.intermediate)),
+        weights = FeedForward(
+            gate=lambda: from_residual("gate"),
+            up=lambda: from_residual("up"),
+            down=lambda: self._rotate_output(read("down", config.hidden, config.intermediate)),
+            down_seen=seen.down,
+            few_rows=layer == config.layers - 1,
         )
+        return self.linears.feed_forward(f"layer.{layer}.mlp", normed, weights, self._rotated(seen.feed_forward))
 
     def _add_and_norm(self, name: str, output: str, residual: str) -> tuple[str, str]:
         normed, total = f"{name}.norm", f"{name}.residual"
@@ -184,6 +192,14 @@ class _Decoder:
     def _rotate_output(self, weight: Array) -> Array:
         """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
         return self.residual_rotation.apply(weight.T).T
+
+    def _rotate_values(self, rows: Array) -> Array:
+        """Rotate each head's values within the head: rows `[..., heads * head_dim]`."""
+        per_head = rows.reshape(-1, self.config.heads, self.config.head_dim)
+        return self.value_rotation.apply(per_head).reshape(rows.shape)
+
+    def _rotated(self, rows: Array) -> Array:
+        return self.residual_rotation.apply(rows)
 
     def _norm(self, name: str) -> Array:
         return self.checkpoint.tensor(name, self.config.hidden)

@@ -1,18 +1,21 @@
 """Read `torch.save(module.state_dict())` without torch, and without running anything the file asks for.
 
 The file is a zip: `*/data.pkl` is a pickle that names storages, `*/data/KEY` are their bytes. The unpickler knows an
-ordered dict, the storage types and torch's way to lay a tensor over a storage; any other name is refused.
+ordered dict, the storage types and torch's way to lay a tensor over a storage; any other name is refused. Values of the
+file are shown shortened: tuples of tuples of one tuple take a few bytes there, and any amount of memory as text.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short_repr
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +26,8 @@ MAX_BYTES = 256 << 20  # a reward head is kilobytes; no zip bomb is unpacked
 _STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bf16"}
 
 
-class _Storage:
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _Storage(NamedTuple):  # immutable: a pickle can set attributes on what a name gives
+    name: str
 
 
 class _Unpickler(pickle.Unpickler):
@@ -46,10 +48,11 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> npt.NDArray[Any]:
         kind, storage, key, _device, count = pid
         if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
-            raise UnsafePickleError(self._path, f"persistent object {pid!r}")
+            raise UnsafePickleError(self._path, f"persistent object {short_repr(pid)}")
         values = np.frombuffer(self._read(key), dtype=_dtype(storage.name))
         if len(values) != count:
-            raise CheckpointError(f"{self._path}: storage {key} holds {len(values)} values and should hold {count}")
+            place = f"{self._path}: storage {short_repr(key)}"
+            raise CheckpointError(f"{place} holds {len(values)} values and should hold {short_repr(count)}")
         return values
 
 
@@ -90,10 +93,10 @@ def _rebuild_tensor(
         raise ValueError(f"a tensor over {type(storage).__name__}")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise ValueError(f"a tensor of size {size!r} and stride {stride!r}")
+        raise ValueError(f"a tensor of size {short_repr(size)} and stride {short_repr(stride)}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 in size or last >= len(storage):
-        raise ValueError(f"a tensor of size {size!r} that does not fit its storage of {len(storage)} values")
+    if 0 in size or last >= len(storage) or math.prod(size) > len(storage):  # a stride of 0 repeats values
+        raise ValueError(f"a tensor of size {short_repr(size)} that does not fit its storage of {len(storage)} values")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape=size, strides=strides, writeable=False).copy()
 

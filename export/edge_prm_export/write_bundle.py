@@ -5,11 +5,12 @@ Everything is written into a temporary folder beside the output, verified there,
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ import edge_prm
 from edge_prm.backends import load_model
 from edge_prm.bundle import Bundle, sha256_of, stamp_files
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
-from edge_prm.errors import CheckpointError, CheckpointNotFoundError, ExportError, InputError, OutputExistsError
+from edge_prm.errors import (
+    CheckpointError,
+    ContextLengthError,
+    ExportError,
+    InputError,
+    MissingExtraError,
+    OutputExistsError,
+)
 from edge_prm.manifest import (
     MANIFEST_NAME,
     Architecture,
@@ -39,13 +47,18 @@ from edge_prm_export.graph import GraphWriter, WeightFile
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.linears import Fp32Linears, Int8Linears, Linears
 from edge_prm_export.progress import Progress, silent
+from edge_prm_export.reference import ReferenceRun
 from edge_prm_export.template import input_format
+from edge_prm_export.texts import CALIBRATION, GOLDEN
 from edge_prm_export.to_onnx import write_graph
-from edge_prm_export.verify import golden_trajectories, reference_rewards
+
+Texts = tuple[tuple[str, tuple[str, ...]], ...]
 
 GRAPH_NAME = "model.onnx"
 WEIGHTS_NAME = "model.onnx.data"
 RECIPES = ("int8", "fp32")
+NEEDED = ("onnx", "onnxruntime", "ml_dtypes", "threadpoolctl")
+"""Modules that every export needs; what only some need is asked for where they need it."""
 TOLERANCES = {"int8": 0.06, "fp32": 1e-3}
 """Largest difference of a golden reward from full precision at which a device's kernels are trusted: several times what
 rounding alone gives, far below what saturating or broken kernels give."""
@@ -73,24 +86,27 @@ def export(
         raise InputError(f"recipe {recipe!r} is not known; choose one of {', '.join(RECIPES)}")
     if reduce_range and recipe != "int8":
         raise InputError(f"reduce_range goes with recipe int8; {recipe} has no 8-bit weights to reduce")
+    check_modules()
     target = Path(output) if output is not None else default_output(source, recipe, reduce_range)
     check_output(target, force)
     checkpoint = open_checkpoint(source, revision)
     head = read_head(checkpoint)
     form = input_format(checkpoint, head.kind, separator)
-    tokenizer = checkpoint.folder / TOKENIZER_NAME
-    if not tokenizer.is_file():
-        raise CheckpointNotFoundError(checkpoint.name, f"{TOKENIZER_NAME} is missing")
     check_space(target, checkpoint, recipe)
     with _atomic_folder(target) as folder:
-        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+        shutil.copyfile(checkpoint.folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         files = {TOKENIZER_NAME: _entry(folder / TOKENIZER_NAME)}
-        files |= _write_model(folder, checkpoint, head, recipe, reduce_range, progress)
         manifest = _manifest(checkpoint, head, form, Recipe(recipe, reduce_range), files)
-        manifest = with_golden(Bundle(folder, manifest), checkpoint, head, progress)
+        manifest = _write_model(folder, manifest, checkpoint, head, progress)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     stamp_files(target, manifest)
     return target
+
+
+def check_modules() -> None:
+    """MissingExtraError that names every module an export needs and does not find."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise MissingExtraError("export", missing)
 
 
 def default_output(source: str, recipe: str, reduce_range: bool) -> Path:
@@ -124,30 +140,64 @@ def check_space(target: Path, checkpoint: Checkpoint, recipe: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ExportError(
-            errno.ENOSPC, f"the bundle needs {needed / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free"
+            f"the bundle needs {needed / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free; "
+            "make room or choose an output folder on another disk"
         )
 
 
-def with_golden(bundle: Bundle, checkpoint: Checkpoint, head: RewardHead, progress: Progress) -> Manifest:
-    """Score the golden trajectories with bundle and checkpoint; return the manifest with the rewards of both."""
-    manifest = bundle.manifest
-    encoder = Encoder(bundle.folder / TOKENIZER_NAME, manifest)
-    texts = list(golden_trajectories(manifest.context_length))
-    encoded = [encoder.encode(Trajectory.of(prompt, list(steps))) for prompt, steps in texts]
-    references: list[list[float]] = []
-    with progress("scoring golden trajectories in fp32", checkpoint.config.layers) as advance:
-        for event in reference_rewards(checkpoint, head, encoded):
-            if isinstance(event, int):
+def _write_model(
+    folder: Path, manifest: Manifest, checkpoint: Checkpoint, head: RewardHead, progress: Progress
+) -> Manifest:
+    """Write the graph and its weights, score the golden trajectories; return the manifest that tells of both."""
+    encoder = Encoder(folder / TOKENIZER_NAME, manifest)
+    golden = _encode(encoder, GOLDEN)
+    if not golden:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} has a context of {manifest.context_length} tokens; no golden trajectory fits"
+        )
+    calibration = _encode(encoder, CALIBRATION) if manifest.recipe.name == "int8" else []
+    reference = ReferenceRun(checkpoint, [encoded.ids for *_, encoded in golden + calibration])
+    weights = WeightFile(folder / WEIGHTS_NAME)
+    try:
+        graph = GraphWriter(weights)
+        recipe = manifest.recipe
+        linears: Linears = (
+            Fp32Linears(graph) if recipe.name == "fp32" else Int8Linears(graph, reduce_range=recipe.reduce_range)
+        )
+        with progress(f"writing {recipe.name} layers", checkpoint.config.layers) as advance:
+            for _ in write_graph(graph, checkpoint, head, linears, reference):
                 advance(1)
-            else:
-                references = event
-    with progress("scoring golden trajectories with the bundle", len(encoded)) as advance:
-        scored = _bundle_rewards(bundle, encoded, advance)
-    golden = tuple(
-        Golden(prompt, steps, text.sha256(), tuple(reference), tuple(rewards))
-        for (prompt, steps), text, reference, rewards in zip(texts, encoded, references, scored, strict=True)
-    )
+        (folder / GRAPH_NAME).write_bytes(graph.model(edge_prm.__version__))
+        files = {**manifest.files, WEIGHTS_NAME: weights.close(), GRAPH_NAME: _entry(folder / GRAPH_NAME)}
+    finally:
+        weights.abort()
+    manifest = replace(manifest, files=files)
+    with progress("scoring golden trajectories", len(golden)) as advance:
+        scored = _bundle_rewards(Bundle(folder, manifest), [encoded for *_, encoded in golden], advance)
+    references = [reference.rewards(head, index, encoded.read_at) for index, (*_, encoded) in enumerate(golden)]
+    return _with_golden(manifest, golden, references, scored)
+
+
+def _encode(encoder: Encoder, texts: Texts) -> list[tuple[str, tuple[str, ...], Encoded]]:
+    """Encode our own texts; a model of a very short context gets fewer of their steps, and leaves out what is left."""
+    fitting = []
+    for prompt, steps in texts:
+        for count in range(len(steps), 0, -1):
+            with contextlib.suppress(ContextLengthError):
+                fitting.append((prompt, steps[:count], encoder.encode(Trajectory.of(prompt, steps[:count]))))
+                break
+    return fitting
+
+
+def _with_golden(
+    manifest: Manifest,
+    golden: list[tuple[str, tuple[str, ...], Encoded]],
+    references: list[list[float]],
+    scored: list[list[float]],
+) -> Manifest:
     differences = np.abs(np.concatenate(references) - np.concatenate(scored))
+    if not np.isfinite(differences).all():
+        raise CheckpointError(f"checkpoint {manifest.source.name} gives rewards that are not finite")
     fidelity = Fidelity(
         reference="numpy fp32",
         rewards=len(differences),
@@ -155,7 +205,15 @@ def with_golden(bundle: Bundle, checkpoint: Checkpoint, head: RewardHead, progre
         max_difference=float(differences.max()),
         tolerance=TOLERANCES[manifest.recipe.name],
     )
-    return replace(manifest, golden=golden, fidelity=fidelity)
+    rows = zip(golden, references, scored, strict=True)
+    return replace(
+        manifest,
+        fidelity=fidelity,
+        golden=tuple(
+            Golden(prompt, steps, text.sha256(), tuple(reference), tuple(rewards))
+            for (prompt, steps, text), reference, rewards in rows
+        ),
+    )
 
 
 def _bundle_rewards(bundle: Bundle, texts: list[Encoded], advance: Any) -> list[list[float]]:
@@ -168,22 +226,6 @@ def _bundle_rewards(bundle: Bundle, texts: list[Encoded], advance: Any) -> list[
         advance(1)
     model.close()
     return scored
-
-
-def _write_model(
-    folder: Path, checkpoint: Checkpoint, head: RewardHead, recipe: str, reduce_range: bool, progress: Progress
-) -> dict[str, FileEntry]:
-    weights = WeightFile(folder / WEIGHTS_NAME)
-    try:
-        graph = GraphWriter(weights)
-        linears: Linears = Fp32Linears(graph) if recipe == "fp32" else Int8Linears(graph, reduce_range=reduce_range)
-        with progress(f"writing {recipe} layers", checkpoint.config.layers) as advance:
-            for _ in write_graph(graph, checkpoint, head, linears):
-                advance(1)
-        (folder / GRAPH_NAME).write_bytes(graph.model(edge_prm.__version__))
-        return {WEIGHTS_NAME: weights.close(), GRAPH_NAME: _entry(folder / GRAPH_NAME)}
-    finally:
-        weights.abort()
 
 
 def _manifest(
@@ -208,6 +250,7 @@ def _manifest(
         context_length=config.context_length,
         recipe=recipe,
         files=files,
+        golden=(),
     )
 
 
@@ -215,7 +258,7 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(sha256_of(path), path.stat().st_size)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _atomic_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; rename it when the block ends well, remove it when not."""
     temporary = target.parent / f".{target.name}.partial-{os.getpid()}"

@@ -1,0 +1,110 @@
+"""Fixtures: a tiny tokenizer, tiny checkpoints, bundles exported from them, and a PRM without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_backend import FakeModel
+from hypothesis import settings
+from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
+
+from edge_prm.bundle import Bundle
+from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
+from edge_prm.prm import PRM
+
+settings.register_profile("edge_prm", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("edge_prm")
+
+BEFORE = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+BETWEEN = "<|im_end|>\n<|im_start|>assistant\n"
+HEADS = ("sigmoid", "two_class", "token_class")
+RECIPES = ("int8", "fp32")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Callable[[str], Path]:
+    """head -> folder of a checkpoint with that head; not to be changed."""
+    pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
+    made: dict[str, Path] = {}
+
+    def make(head: str) -> Path:
+        if head not in made:
+            folder = tmp_path_factory.mktemp("checkpoint") / f"tiny-{head}"
+            made[head] = write_checkpoint(folder, tokenizer_file, head)
+        return made[head]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
+    """(head, recipe) -> folder of a bundle; not to be changed."""
+    pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
+    pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
+    from edge_prm_export import export
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(head: str = "sigmoid", recipe: str = "int8") -> Path:
+        if (head, recipe) not in made:
+            folder = tmp_path_factory.mktemp("bundle") / f"{head}-{recipe}"
+            made[head, recipe] = export(str(checkpoint_of(head)), folder, recipe=recipe)
+        return made[head, recipe]
+
+    return make
+
+
+ManifestFor = Callable[..., Manifest]
+
+
+@pytest.fixture(scope="session")
+def manifest_for(tokenizer_file: Path) -> ManifestFor:
+    """(input format, context length) -> manifest of a bundle that has no weights."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+
+    def make(form: str = "raw", context_length: int = 4096, **changes: object) -> Manifest:
+        inputs = {
+            "raw": InputFormat("raw", "\n\n"),
+            "template": InputFormat("template", "<extra_0>", tokenizer.token_to_id("<extra_0>"), BEFORE, BETWEEN),
+            "pieces": InputFormat("pieces", "\n"),
+        }
+        kinds = {"raw": "sigmoid", "template": "two_class", "pieces": "token_class"}
+        fields: dict[str, object] = {
+            "edge_prm_version": "0.0.0",
+            "backend": "onnx",
+            "source": Source("tiny", None, "0" * 64),
+            "architecture": Architecture("qwen2", 2, 64, 4, 2, 16, tokenizer.get_vocab_size(with_added_tokens=True)),
+            "head": Head(kinds[form], "last" if form == "raw" else "min"),
+            "input": inputs[form],
+            "context_length": context_length,
+            "recipe": Recipe("fp32"),
+            "files": {name: FileEntry("0" * 64, 1) for name in NEEDED_FILES["onnx"]},
+            "golden": (),
+        }
+        return Manifest(**(fields | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def fake() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def prm(
+    fake: FakeModel, tokenizer_file: Path, manifest_for: ManifestFor, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PRM]:
+    """A PRM with the tiny tokenizer, raw input and the fake backend."""
+    monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
+    with PRM(Bundle(tokenizer_file.parent, manifest_for())) as opened:
+        yield opened

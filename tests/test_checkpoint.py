@@ -1,0 +1,533 @@
+"""Reading a checkpoint: what is there is read exactly, and what is missing or damaged is named."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import CHAT_TEMPLATE, write_checkpoint, write_reward_head, write_safetensors, write_torch_zip
+
+from edge_prm.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    HeadNotFoundError,
+    InputError,
+    MissingExtraError,
+    UnsafePickleError,
+    UnsupportedArchitectureError,
+)
+from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
+from edge_prm_export.head import RewardHead, read_head
+from edge_prm_export.template import input_format
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
+
+NORM = "model.norm.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def write(tmp_path: Path, tokenizer_file: Path) -> Callable[..., Path]:
+    """Write a checkpoint into a folder of the test's own."""
+
+    def make(head: str = "sigmoid", dtype: str = "fp32", shards: int = 1, **options: Any) -> Path:
+        return write_checkpoint(tmp_path / "checkpoint", tokenizer_file, head, dtype, shards, **options)
+
+    return make
+
+
+def opened(folder: Path) -> Checkpoint:
+    return open_checkpoint(str(folder))
+
+
+def set_config(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not KeyError}))
+    return folder
+
+
+# tensors
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_tensors_come_as_float32_from_any_dtype_and_any_shards(write: Callable, dtype: str, shards: int) -> None:
+    kind = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    checkpoint = opened(write(dtype=dtype, shards=shards))
+    values = np.linspace(-3, 3, 64 * 128, dtype=np.float32).reshape(64, 128).astype(kind)
+    checkpoint = opened(write(dtype=dtype, shards=shards, replace={"model.layers.1.mlp.down_proj.weight": values}))
+    read = checkpoint.tensor("model.layers.1.mlp.down_proj.weight", 64, 128)
+    assert read.dtype == np.float32
+    assert np.array_equal(read, values.astype(np.float32))
+
+
+def test_shards_hold_what_one_file_holds(tmp_path: Path, tokenizer_file: Path) -> None:
+    one = opened(write_checkpoint(tmp_path / "one", tokenizer_file))
+    three = opened(write_checkpoint(tmp_path / "three", tokenizer_file, shards=3))
+    assert one.tensor_names == three.tensor_names
+    assert all(np.array_equal(one.tensor(name), three.tensor(name)) for name in one.tensor_names)
+
+
+def test_rows_are_a_part_of_the_matrix(write: Callable) -> None:
+    checkpoint = opened(write(dtype="bf16"))
+    whole = checkpoint.tensor(EMBEDDING)
+    assert np.array_equal(checkpoint.rows(EMBEDDING, 7, 12), whole[7:12])
+
+
+def test_tensors_written_by_the_safetensors_library_are_read(write: Callable) -> None:
+    library = pytest.importorskip("safetensors.numpy", reason="a second writer: pip install safetensors")
+    folder = write()
+    tensors = {name: opened(folder).tensor(name) for name in opened(folder).tensor_names}
+    library.save_file(tensors, folder / "model.safetensors")
+    checkpoint = opened(folder)
+    assert all(np.array_equal(checkpoint.tensor(name), values) for name, values in tensors.items())
+
+
+def test_a_missing_tensor_is_named(write: Callable) -> None:
+    checkpoint = opened(write(drop=["model.layers.1.mlp.up_proj.weight"]))
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        checkpoint.tensor("model.layers.1.mlp.up_proj.weight")
+
+
+def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(write: Callable) -> None:
+    checkpoint = opened(write(replace={NORM: np.ones(65, dtype=np.float32)}))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \[65\].*asks for \[64\]"):
+        checkpoint.tensor(NORM, 64)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_refused(write: Callable, value: float) -> None:
+    weights = np.ones(64, dtype=np.float32)
+    weights[17] = value
+    checkpoint = opened(write(replace={NORM: weights}))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinity"):
+        checkpoint.tensor(NORM, 64)
+
+
+def test_a_weight_that_is_no_number_is_refused_among_rows(write: Callable) -> None:
+    table = np.ones((512, 64), dtype=np.float32)
+    table[9, 3] = np.nan
+    checkpoint = opened(write(replace={EMBEDDING: table}))
+    assert checkpoint.rows(EMBEDDING, 0, 9).shape == (9, 64)
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        checkpoint.rows(EMBEDDING, 8, 12)
+
+
+def test_integers_are_no_weights(write: Callable) -> None:
+    folder = write(replace={NORM: np.ones(64, dtype=np.int64)})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight.*fp32, fp16 and bf16 are read"):
+        opened(folder)
+
+
+# damaged files
+
+
+def damage_header(file: Path, header: bytes) -> None:
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+
+
+ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"\xff\xfe{}",
+        b"[]",
+        b"7",
+        b"[" * 100_000,
+        json.dumps({"x": 3}).encode(),
+        json.dumps({"x": {}}).encode(),
+        json.dumps({"x": ENTRY | {"dtype": "F8_E4M3"}}).encode(),
+        json.dumps({"x": ENTRY | {"dtype": ["F32"]}}).encode(),
+        json.dumps({"x": ENTRY | {"shape": "four"}}).encode(),
+        json.dumps({"x": ENTRY | {"shape": [5]}}).encode(),
+        json.dumps({"x": ENTRY | {"shape": [-2, -2]}}).encode(),
+        json.dumps({"x": ENTRY | {"shape": [1 << 33, 1 << 33]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": [0, 17]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": [-16, 0]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": [64, 80]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": ["0", "16"]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": [0.0, 16.0]}}).encode(),
+        json.dumps({"x": ENTRY | {"data_offsets": [0]}}).encode(),
+    ],
+)  # fmt: skip
+def test_a_damaged_header_is_an_error_that_names_the_file(write: Callable, header: bytes) -> None:
+    folder = write()
+    damage_header(folder / "model.safetensors", header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x10", b"\xff" * 64, bytes(64), b"<html>Not found</html>"])
+def test_a_file_that_is_no_safetensors_is_refused(write: Callable, data: bytes) -> None:
+    folder = write()
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("missing", [1, 1000])
+def test_a_truncated_file_is_found_before_any_work(write: Callable, missing: int) -> None:
+    folder = write()
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-missing])
+    with pytest.raises(CheckpointError, match=r"ends before tensor .* download it again"):
+        opened(folder)
+
+
+def test_a_missing_shard_is_named(write: Callable) -> None:
+    folder = write(shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"model-00002-of-00003\.safetensors is missing"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", ""])
+def test_an_index_may_not_point_out_of_the_folder(write: Callable, file: str) -> None:
+    folder = write()
+    write_safetensors(folder.parent / "model.safetensors", {"x": np.ones(1, dtype=np.float32)})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
+    with pytest.raises(CheckpointNotFoundError, match="is missing"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', "[]", "{"])
+def test_an_index_that_is_no_index_is_named(write: Callable, index: str) -> None:
+    folder = write()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        opened(folder)
+
+
+def test_weights_of_another_format_are_not_read(write: Callable) -> None:
+    folder = write()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointNotFoundError, match=r"model\.safetensors is missing \(only safetensors are read\)"):
+        opened(folder)
+
+
+# config.json
+
+
+def test_the_config_is_read(write: Callable) -> None:
+    config = opened(write(rope_theta=1e6)).config
+    assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
+    assert (config.intermediate, config.context_length, config.rope_theta) == (128, 512, 1e6)
+
+
+def test_rope_theta_of_newer_configs_is_read(write: Callable) -> None:
+    folder = set_config(write(), rope_theta=KeyError, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert opened(folder).config.rope_theta == 5e5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": KeyError}, "model_type None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_parameters": "yarn"}, "yarn"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}}, "yarn"),
+        ({"use_sliding_window": True}, "sliding-window"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"head_dim": 24}, "24"),  # the engine's attention takes multiples of 16
+    ],
+)
+def test_an_architecture_that_is_not_exported_is_named(write: Callable, changes: dict[str, Any], said: str) -> None:
+    folder = set_config(write(), **changes)
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        opened(folder)
+    assert said in str(caught.value)
+    assert isinstance(caught.value, NotImplementedError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": KeyError},
+        {"vocab_size": None},
+        {"num_hidden_layers": "two"},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 3},
+        {"num_hidden_layers": 0},
+        {"num_key_value_heads": -2},
+        {"max_position_embeddings": -1},
+        {"head_dim": 15},
+        {"rope_theta": float("nan")},
+        {"vocab_size": float("inf")},
+    ],
+)
+def test_a_config_of_no_model_is_refused(write: Callable, changes: dict[str, Any]) -> None:
+    folder = set_config(write(), **changes)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"qwen2"'])
+def test_a_config_that_is_no_object_is_refused(write: Callable, text: str) -> None:
+    folder = write()
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        opened(folder)
+
+
+# sources
+
+
+def test_a_folder_without_a_config_is_named(write: Callable) -> None:
+    folder = write()
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"checkpoint: config\.json is missing"):
+        opened(folder)
+
+
+def test_a_file_is_no_checkpoint(write: Callable) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="it is a file, not a folder"):
+        open_checkpoint(str(write() / "model.safetensors"))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere/here", "/nowhere/here", "a/b/c"])
+def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason='hub ids need it: pip install "edge-prm[export]"')
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointNotFoundError, match="no such folder"):
+        open_checkpoint(source)
+
+
+@pytest.mark.parametrize("message", ["Connection refused\nTraceback\n  more", ""])
+def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason='hub ids need it: pip install "edge-prm[export]"')
+
+    def fail(*_: object, **__: object) -> str:
+        raise ConnectionError(message)
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        open_checkpoint("owner/name")
+    text = str(caught.value)
+    assert "owner/name" in text
+    assert (message.split("\n")[0] or "ConnectionError") in text
+    assert "\n" not in text
+    assert caught.value.__suppress_context__
+
+
+def test_a_hub_id_is_downloaded_at_its_revision(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason='hub ids need it: pip install "edge-prm[export]"')
+    asked: list[Any] = []
+
+    def download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.extend([repo, revision, allow_patterns])
+        return str(write())
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    checkpoint = open_checkpoint("owner/name", "abc")
+    assert asked[:2] == ["owner/name", "abc"]
+    assert not any(pattern.endswith((".py", "*", ".bin")) for pattern in asked[2])
+    assert (checkpoint.name, checkpoint.revision) == ("owner/name", "checkpoint")
+
+
+def test_a_missing_hub_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "edge-prm\[export\]"'):
+        open_checkpoint("owner/name")
+
+
+def test_a_revision_of_a_folder_is_refused(write: Callable) -> None:
+    with pytest.raises(CheckpointError, match="revision main goes with a hub id"):
+        open_checkpoint(str(write()), "main")
+
+
+def test_the_hash_tells_two_checkpoints_apart(tmp_path: Path, tokenizer_file: Path) -> None:
+    hashes = [opened(write_checkpoint(tmp_path / str(i), tokenizer_file, seed=i // 2)).sha256() for i in range(3)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+# heads
+
+
+@pytest.mark.parametrize(
+    ("head", "shapes"), [("sigmoid", [(1, 64)]), ("two_class", [(64, 64), (2, 64)]), ("token_class", [(2, 64)])]
+)
+def test_the_kind_of_head_is_told_by_its_tensors(write: Callable, head: str, shapes: list[tuple[int, int]]) -> None:
+    found = read_head(opened(write(head)))
+    assert isinstance(found, RewardHead)
+    assert found.kind == head
+    assert [weight.shape for weight, _ in found.layers] == shapes
+    assert [bias.shape for _, bias in found.layers] == [(outputs,) for outputs, _ in shapes]
+
+
+def test_a_missing_head_says_where_it_was_looked_for(write: Callable) -> None:
+    with pytest.raises(HeadNotFoundError) as caught:
+        read_head(opened(write("none", tied=False)))
+    for place in ("reward_head.pt", "score.0.weight", "score.2.weight", "score.weight"):
+        assert place in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["two_class", "token_class"])
+def test_a_head_without_biases_has_zeros(write: Callable, head: str) -> None:
+    found = read_head(opened(write(head, drop=["score.0.bias", "score.2.bias", "score.bias"])))
+    assert all(not bias.any() for _, bias in found.layers)
+
+
+def test_half_a_head_is_named(write: Callable) -> None:
+    checkpoint = opened(write("two_class", drop=["score.2.weight"]))
+    with pytest.raises(CheckpointError, match=r"score\.2\.weight is missing"):
+        read_head(checkpoint)
+
+
+def test_a_head_of_three_classes_is_refused(write: Callable) -> None:
+    checkpoint = opened(write("token_class", replace={"score.weight": np.ones((3, 64), dtype=np.float32)}))
+    with pytest.raises(CheckpointError, match=r"score\.weight has shape \[3, 64\]"):
+        read_head(checkpoint)
+
+
+def test_a_reward_head_without_bias_has_zero(write: Callable) -> None:
+    folder = write()
+    write_reward_head(folder / "reward_head.pt", np.ones((1, 64), dtype=np.float32), None)
+    assert read_head(opened(folder)).layers[0][1].tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", [(1, 63), (2, 64), (64,), (64, 1)])
+def test_a_reward_head_of_another_shape_is_named(write: Callable, shape: tuple[int, ...]) -> None:
+    folder = write()
+    write_reward_head(folder / "reward_head.pt", np.ones(shape, dtype=np.float32), np.ones(1, dtype=np.float32))
+    with pytest.raises(CheckpointError, match=r"reward_head\.pt has shapes .*Linear\(64, 1\) was expected"):
+        read_head(opened(folder))
+
+
+def test_a_reward_head_that_is_no_number_is_refused(write: Callable) -> None:
+    folder = write()
+    weight = np.full((1, 64), np.nan, dtype=np.float32)
+    write_reward_head(folder / "reward_head.pt", weight, np.ones(1, dtype=np.float32))
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        read_head(opened(folder))
+
+
+def test_a_hostile_reward_head_is_refused(write: Callable) -> None:
+    folder = write()
+    write_torch_zip(folder / "reward_head.pt", b"\x80\x02cposix\nsystem\n.")
+    with pytest.raises(UnsafePickleError, match=r"posix\.system"):
+        read_head(opened(folder))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_lm_head_is_no_reward_head(write: Callable, tied: bool) -> None:
+    checkpoint = opened(write(tied=tied))
+    assert ("lm_head.weight" in checkpoint.tensor_names) is not tied
+    assert read_head(checkpoint).kind == "sigmoid"
+
+
+def test_code_in_the_checkpoint_is_never_imported(write: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason='exporting needs it: pip install "edge-prm[export]"')
+    from edge_prm_export import export
+
+    folder = write("two_class")
+    sentinel = tmp_path / "it-ran"
+    for name in ("modeling_prm", "configuration_prm", "__init__"):
+        (folder / f"{name}.py").write_text(f"open({str(sentinel)!r}, 'w').close()\nclass PRM: ...\n")
+    set_config(folder, auto_map={"AutoModel": "modeling_prm.PRM", "AutoConfig": "configuration_prm.PRM"})
+    export(str(folder), tmp_path / "bundle", recipe="fp32")
+    assert not sentinel.exists()
+    assert "modeling_prm" not in sys.modules
+
+
+# conventions
+
+
+def test_each_head_has_its_input_format(write: Callable) -> None:
+    formats = {head: input_format(opened(write(head)), head) for head in ("sigmoid", "two_class", "token_class")}
+    assert {head: (f.format, f.separator) for head, f in formats.items()} == {
+        "sigmoid": ("raw", "\n\n"),
+        "two_class": ("template", "<extra_0>"),
+        "token_class": ("pieces", "\n"),
+    }
+    assert formats["two_class"].before.endswith("<|im_start|>user\n")
+    assert formats["two_class"].between == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_separator_can_be_chosen(write: Callable) -> None:
+    checkpoint = opened(write("two_class"))
+    assert input_format(checkpoint, "token_class", "\n\n").separator == "\n\n"
+    chosen = input_format(checkpoint, "two_class", "<|endoftext|>")
+    assert chosen.separator_id != input_format(checkpoint, "two_class").separator_id
+    with pytest.raises(CheckpointError, match=r"<step>.*--separator"):
+        input_format(checkpoint, "two_class", "<step>")
+    with pytest.raises(CheckpointError, match="blank lines"):
+        input_format(checkpoint, "sigmoid", "<extra_0>")
+
+
+def set_tokenizer_config(folder: Path, **changes: Any) -> Checkpoint:
+    config = {"bos_token": None, "eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE} | changes
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return opened(folder)
+
+
+def test_a_template_file_goes_before_the_one_in_the_config(write: Callable) -> None:
+    folder = write("two_class")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    assert input_format(opened(folder), "two_class").before == "[user]"
+
+
+def test_the_default_of_several_templates_is_taken(write: Callable) -> None:
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]
+    checkpoint = set_tokenizer_config(write("two_class"), chat_template=named)
+    assert input_format(checkpoint, "two_class").between == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("bos", ["<|endoftext|>", {"content": "<|endoftext|>", "special": True}])
+def test_a_token_that_begins_a_text_is_put_before_the_pieces(write: Callable, bos: object) -> None:
+    from tokenizers import Tokenizer
+
+    folder = write("token_class")
+    expected = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<|endoftext|>")
+    assert input_format(set_tokenizer_config(folder, bos_token=bos), "token_class").bos_id == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "no chat template"),
+        ("{{ messages", "cannot be rendered"),
+        ("{{ raise_exception('only system') }}", "only system"),
+        ("{{ messages[0].content + 1 }}", "cannot be rendered"),
+        ("{{ 1 / 0 }}", "cannot be rendered"),
+        ([7, {"name": "default"}], "no chat template"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered|does not show"),
+        ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "in this order"),
+        ("{{ messages[0].content }}", "does not show user and assistant once"),
+        ("{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}", "once"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_named(write: Callable, template: str | None, said: str) -> None:
+    checkpoint = set_tokenizer_config(write("two_class"), chat_template=template)
+    with pytest.raises(CheckpointError, match=said):
+        input_format(checkpoint, "two_class")
+
+
+def test_a_template_that_is_no_text_is_named(write: Callable) -> None:
+    folder = write("two_class")
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read"):
+        input_format(opened(folder), "two_class")
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "two_class", "token_class"])
+def test_an_empty_separator_is_refused(write: Callable, head: str) -> None:
+    with pytest.raises(InputError, match="separator is empty"):
+        input_format(opened(write(head)), head, "")
+
+
+def test_a_two_class_checkpoint_without_tokenizer_is_named(write: Callable) -> None:
+    folder = write("two_class")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"tokenizer\.json is missing"):
+        input_format(opened(folder), "two_class")
