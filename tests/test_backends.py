@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_prm.backends import DEVICES, MODULES, Backend, Model, load_model
-from edge_prm.backends.onnx import OnnxBackend, chunks
+from edge_prm.backends.onnx import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
 
@@ -249,11 +249,13 @@ def test_a_lone_token_is_never_run_alone() -> None:
     assert backend.extend(np.array([8]), [0])[0] == reward_of(np.array([7, 8]))
 
 
-@given(st.integers(1, 3000), st.integers(3, 600))
-def test_chunks_cover_the_text_and_leave_no_token_alone(tokens: int, size: int) -> None:
-    pieces = list(chunks(tokens, size))
-    assert pieces[0][0] == 0
-    assert pieces[-1][1] == tokens
-    assert all(end == start for (_, end), (start, _) in pairwise(pieces))
-    assert all(0 < end - start <= size for start, end in pieces)
-    assert tokens == 1 or all(end - start > 1 for start, end in pieces)
+@given(st.integers(1, 1200), st.integers(1, 40))
+def test_no_run_ends_in_a_lone_row(first: int, second: int) -> None:
+    model = NoEngine()
+    backend = OnnxBackend(model)  # type: ignore[arg-type]
+    for size in (first, second):
+        backend.extend(np.zeros(size, dtype=np.int64), [size - 1])
+    assert backend.offset == first + second
+    assert sum(model.runs) == backend.computed
+    assert backend.computed <= backend.offset + 2
+    assert all(1 < size <= CHUNK_TOKENS and size % QUERY_BLOCK != 1 for size in model.runs)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL_NAME = "model.onnx"
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 CAPACITY_STEP = 256
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
 _FEWEST_READ = 2

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from derivations import Derivation, generate, plant_mistake
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2Model
-
-from derivations import Derivation, generate, plant_mistake
 from training_text import VOCABULARY, Example, encode, tokenizer_config, train_tokenizer
+from transformers import Qwen2Config, Qwen2Model
 
 HELD_OUT, HELD_OUT_SEED = 500, 1_000_003
 HEAD_DIM = 32

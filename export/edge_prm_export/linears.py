@@ -24,6 +24,10 @@ Array = npt.NDArray[np.floating[Any]]
 
 ACTIVATION_MAX = 127
 ZERO_POINT = 128
+SECOND_TERM = 2 * ACTIVATION_MAX
+"""A second term is that much finer than the first: what rounding leaves over is half a unit at most."""
+NORMED_RANGE = 8.0
+"""No value of a rotated row of rms 1 passes it: a Gaussian would once in 10**15 values."""
 EMBEDDING_BLOCK_ROWS = 8192
 _SMALLEST_ROW = 1e-30  # keeps the scale of a row of zeros above zero
 
@@ -54,8 +58,11 @@ class Linears(Protocol):
     def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
         """The embedding of `input_ids`, rotated."""
 
-    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
-        """rows @ weight.T + bias."""
+    def attention_input(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array) -> str:
+        """rows @ weight.T + bias: queries, keys and values of normed rows."""
+
+    def attention_output(self, name: str, rows: str, weight: Weight, seen: Array | None) -> str:
+        """rows @ weight.T."""
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
         """down(silu(gate(rows)) * up(rows))."""
@@ -87,18 +94,18 @@ class Fp32Linears:
             table.write(block)
         return self._graph.node("Gather", [table.finish(), "input_ids"], name, axis=0)
 
-    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
-        graph = self._graph
-        columns = graph.weight(f"{name}.weight", np.ascontiguousarray(weight().T, dtype=np.float32))
-        product = graph.node("MatMul", [rows, columns], name if bias is None else f"{name}.product")
-        if bias is None:
-            return product
-        return graph.node("Add", [product, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+    def attention_input(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array) -> str:
+        product = self.attention_output(f"{name}.product", rows, weight, seen)
+        return self._graph.node("Add", [product, self._graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+
+    def attention_output(self, name: str, rows: str, weight: Weight, seen: Array | None) -> str:
+        columns = self._graph.weight(f"{name}.weight", np.ascontiguousarray(weight().T, dtype=np.float32))
+        return self._graph.node("MatMul", [rows, columns], name)
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
-        gated = self.linear(f"{name}.gate", rows, weights.gate, None)
-        raised = self.linear(f"{name}.up", rows, weights.up, None)
-        return self.linear(f"{name}.down", swiglu(self._graph, name, gated, raised), weights.down, None)
+        gated = self.attention_output(f"{name}.gate", rows, weights.gate, None)
+        raised = self.attention_output(f"{name}.up", rows, weights.up, None)
+        return self.attention_output(f"{name}.down", swiglu(self._graph, name, gated, raised), weights.down, None)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ class Int8Linears:
         self._graph = graph
         self._most = REDUCED_WEIGHT_MAX if reduce_range else WEIGHT_MAX
         self._one = graph.constant("one", 1.0, np.float32)
-        self._second_step = graph.constant("second_step", 1 / (2 * ACTIVATION_MAX), np.float32)
+        self._second_step = graph.constant("second_step", 1 / SECOND_TERM, np.float32)
+        self._normed_step = graph.constant("normed.step", NORMED_RANGE / ACTIVATION_MAX, np.float32)
         self._zero_point = graph.constant("zero_point", ZERO_POINT, np.uint8)
 
     def embed(self, name: str, checkpoint: Checkpoint, rotation: Rotation) -> str:
@@ -136,15 +144,30 @@ class Int8Linears:
         scales_read = graph.node("Gather", [scale_table, "input_ids"], f"{name}.scales", axis=0)
         return graph.node("Mul", [graph.node("Cast", [integers_read], f"{name}.float", to=1), scales_read], name)
 
-    def linear(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array | None = None) -> str:
-        """With two terms: attention's logits magnify an error in queries and keys, and heads differ in size."""
+    def attention_input(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array) -> str:
+        """With two terms, since attention's logits magnify an error in queries and keys.
+
+        Two terms resolve so finely that one scale fixed for all normed rows does; it costs nothing to multiply by.
+        """
         graph = self._graph
+        first = graph.node("QuantizeLinear", [rows, self._normed_step, self._zero_point], f"{name}.u8")
+        read_back = graph.node("DequantizeLinear", [first, self._normed_step, self._zero_point], f"{name}.read_back")
+        rest = graph.node("Sub", [rows, read_back], f"{name}.rest")
+        finer = graph.constant("normed.step.second", NORMED_RANGE / ACTIVATION_MAX / SECOND_TERM, np.float32)
+        second = graph.node("QuantizeLinear", [rest, finer, self._zero_point], f"{name}.u8.second")
+        integers, scales = self._quantized_weight(weight(), _compensation(seen))
+        columns, scale = graph.weight(f"{name}.weight", integers), graph.weight(f"{name}.weight.scale", scales)
+        offset = graph.weight(f"{name}.bias", bias.astype(np.float32))
+        inputs = [first, columns, self._normed_step, scale, self._zero_point, "", offset]
+        coarse = graph.node("MatMulIntegerToFloat", inputs, f"{name}.first", domain=MS)
+        fine = graph.node("MatMulIntegerToFloat", [second, columns, finer, *inputs[3:5]], f"{name}.second", domain=MS)
+        return graph.node("Add", [coarse, fine], name)
+
+    def attention_output(self, name: str, rows: str, weight: Weight, seen: Array | None) -> str:
+        """With two terms, since heads differ in size and the largest sets the scale for all."""
         terms = self._quantize(name, rows, two_terms=True)
         product = self._multiply(name, terms, weight(), _compensation(seen))
-        if bias is None:
-            return graph.node("Mul", [product, terms.scales], name)
-        scaled = graph.node("Mul", [product, terms.scales], f"{name}.scaled")
-        return graph.node("Add", [scaled, graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+        return self._graph.node("Mul", [product, terms.scales], name)
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
         """The row scale of `up` would cancel in the quantization of the product; it is put off until after `down`."""
@@ -200,11 +223,7 @@ class Int8Linears:
     def _multiply(self, name: str, terms: _Terms, weight: Array, compensation: Compensation | None) -> str:
         """u8 rows times s8 weight, in integers, times the weight's scales: the row scales are still missing."""
         graph = self._graph
-        if compensation is None:
-            integers, scales = quantize_rows(weight, self._most)
-            integers = np.ascontiguousarray(integers.T)
-        else:
-            integers, scales = compensation.quantize(weight, self._most)
+        integers, scales = self._quantized_weight(weight, compensation)
         columns = graph.weight(f"{name}.weight", integers)
         scale = graph.weight(f"{name}.weight.scale", scales)
         inputs = [terms.first, columns, self._one, scale, self._zero_point]
@@ -214,6 +233,13 @@ class Int8Linears:
         inputs = [terms.second, columns, self._second_step, scale, self._zero_point]
         second = graph.node("MatMulIntegerToFloat", inputs, f"{name}.product.second", domain=MS)
         return graph.node("Add", [first, second], f"{name}.product")
+
+    def _quantized_weight(self, weight: Array, compensation: Compensation | None) -> tuple[npt.NDArray[np.int8], Array]:
+        """int8 `[in, out]` and scales `[out]`."""
+        if compensation is not None:
+            return compensation.quantize(weight, self._most)
+        integers, scales = quantize_rows(weight, self._most)
+        return np.ascontiguousarray(integers.T), scales
 
 
 def _compensation(seen: Array | None) -> Compensation | None:

@@ -94,7 +94,7 @@ class _Decoder:
         graph, config = self.graph, self.config
         name = f"layer.{layer}.qkv"
         weight, bias = self._qkv(layer)
-        packed = self.linears.linear(name, normed, lambda: weight, self._rotated(seen.attention), bias)
+        packed = self.linears.attention_input(name, normed, lambda: weight, self._rotated(seen.attention), bias)
         packed = graph.node("Unsqueeze", [packed, graph.constant("axis.0", [0], np.int64)], f"{name}.batched")
         past = [f"past_key.{layer}", f"past_value.{layer}"]
         present = [f"present_key.{layer}", f"present_value.{layer}"]
@@ -136,7 +136,7 @@ class _Decoder:
         )
         rotated = self._rotate_output(self._rotate_values(weight))
         name = f"layer.{layer}.output"
-        return self.linears.linear(name, attended, lambda: rotated, self._rotate_values(seen.output))
+        return self.linears.attention_output(name, attended, lambda: rotated, self._rotate_values(seen.output))
 
     def _feed_forward(self, layer: int, normed: str, seen: LayerInputs) -> str:
         """SwiGLU: down(silu(gate(x)) * up(x))."""
