@@ -47,7 +47,7 @@ class OnnxModel:
         except ImportError:
             raise MissingExtraError("cpu", ["onnxruntime"]) from None
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
         if threads:
             options.intra_op_num_threads = threads
         self.architecture = bundle.manifest.architecture

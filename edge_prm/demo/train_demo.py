@@ -81,7 +81,7 @@ class Recipe:
 
 RECIPES = {
     "demo": Recipe("checkpoint", False, 128, 5, 384, 2048, steps=2400, batch=48, learning_rate=2e-3),
-    "demo-reference": Recipe("reference", True, 192, 5, 512, 1024, steps=1500, batch=40, learning_rate=2e-3),
+    "demo-reference": Recipe("reference", True, 192, 5, 512, 1024, steps=2600, batch=40, learning_rate=2e-3),
 }
 
 
@@ -197,12 +197,15 @@ def losses_of(judge: Judge, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor, 
     return reward_loss, token_loss, begins_loss, F.cross_entropy(predictions, ids[rows, columns])
 
 
-def train(name: str, seed: int, steps: int) -> None:
-    """Train one checkpoint and save it, now and then on the way too, so that a run can be stopped early."""
+def train(name: str, seed: int, steps: int, resume: bool) -> None:
+    """Train one checkpoint and save it, now and then on the way too, so that a run can be stopped early.
+
+    `resume` goes on from what is on disk, with a schedule of its own.
+    """
     recipe = RECIPES[name]
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(recipe.two_class)
-    judge = Judge(recipe)
+    judge = load(recipe) if resume else Judge(recipe)
     optimizer = torch.optim.AdamW(judge.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     started = time.process_time()
     for step, pairs in zip(range(1, steps + 1), training_batches(recipe, tokenizer, seed), strict=False):
@@ -239,18 +242,25 @@ def save(judge: Judge, recipe: Recipe, tokenizer: Tokenizer) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@torch.inference_mode()
-def evaluate(name: str, count: int = HELD_OUT) -> dict[str, float]:
-    """Judge held-out derivations with the checkpoint on disk; the AUC is over the steps of all of them."""
-    recipe = RECIPES[name]
+def load(recipe: Recipe) -> Judge:
+    """Read a checkpoint from disk; the layer that is for training only starts anew."""
     folder = HERE / recipe.folder
-    judge = Judge(recipe).eval()
+    judge = Judge(recipe)
     state = load_file(folder / "model.safetensors")
     if not recipe.two_class:
         head = torch.load(folder / "reward_head.pt", weights_only=True)
         state |= {f"score.{key}": value for key, value in head.items()}
-    judge.load_state_dict(state, strict=False)  # without the layer that is for training only
-    examples = encode(held_out()[:count], recipe.two_class, Tokenizer.from_file(str(folder / "tokenizer.json")))
+    judge.load_state_dict(state, strict=False)
+    return judge
+
+
+@torch.inference_mode()
+def evaluate(name: str, count: int = HELD_OUT) -> dict[str, float]:
+    """Judge held-out derivations with the checkpoint on disk; the AUC is over the steps of all of them."""
+    recipe = RECIPES[name]
+    judge = load(recipe).eval()
+    tokenizer = Tokenizer.from_file(str(HERE / recipe.folder / "tokenizer.json"))
+    examples = encode(held_out()[:count], recipe.two_class, tokenizer)
     batches = [examples[start : start + 100] for start in range(0, len(examples), 100)]
     logits, labels = map(torch.cat, zip(*(read(judge(padded(batch))[2], batch) for batch in batches), strict=True))
     right = ((logits > 0) == labels.bool()).float().mean().item()
@@ -269,12 +279,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps of each checkpoint (default: its recipe's)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints on disk")
     parser.add_argument("--only", choices=tuple(RECIPES))
     parser.add_argument("--evaluate", action="store_true", help="print the held-out AUC of the checkpoints on disk")
     options = parser.parse_args()
     names = [options.only] if options.only else list(RECIPES)
     for name in names if not options.evaluate else ():
-        train(name, options.seed, options.steps or RECIPES[name].steps)
+        train(name, options.seed, options.steps or RECIPES[name].steps, options.resume)
     print(json.dumps({name: evaluate(name) for name in names}))
 
 
