@@ -13,7 +13,7 @@ from edge_prm.demo.derivations import Derivation, generate, plant_mistake
 from edge_prm.prm import PRM, load
 from edge_prm.view import ranking_lines, score_lines
 
-SEED = 20_000_003  # held out: no training seed lies near
+SEED = 20_000_007  # examples that show what a judge does; how often it is right is measured on others, below
 DERIVATIONS = 3
 CANDIDATES = 4
 COMPARED = 60

@@ -37,6 +37,7 @@ POOL = 16  # batches drawn together and sorted by length, so that little of a ba
 MISTAKE_RATE = 0.6
 MISTAKE_WEIGHT = 6.0  # one token of a dozen begins a mistake
 WARM_UP, SAVE_EVERY = 100, 300
+RESUMED = 0.4  # share of the learning rate that a resumed run begins with
 HERE = Path(__file__).parent
 
 
@@ -200,8 +201,9 @@ def losses_of(judge: Judge, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor, 
 def train(name: str, seed: int, steps: int, resume: bool) -> None:
     """Train one checkpoint and save it, now and then on the way too, so that a run can be stopped early.
 
-    `resume` goes on from what is on disk, with a schedule of its own.
+    `resume` goes on from what is on disk, with a schedule of its own; at the full learning rate it would unlearn.
     """
+    highest = RECIPES[name].learning_rate * (RESUMED if resume else 1)
     recipe = RECIPES[name]
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(recipe.two_class)
@@ -210,7 +212,7 @@ def train(name: str, seed: int, steps: int, resume: bool) -> None:
     started = time.process_time()
     for step, pairs in zip(range(1, steps + 1), training_batches(recipe, tokenizer, seed), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(step / WARM_UP, 0.51 + 0.49 * math.cos(math.pi * step / steps))
+            group["lr"] = highest * min(step / WARM_UP, 0.51 + 0.49 * math.cos(math.pi * step / steps))
         losses = losses_of(judge, pairs)
         optimizer.zero_grad()
         sum(losses).backward()
