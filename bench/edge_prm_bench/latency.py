@@ -116,12 +116,16 @@ def ranking(prm: edge_prm.PRM) -> dict[str, Any]:
 
 def peak_memory(bundle: Path, tokens: int, threads: int) -> float:
     """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens."""
+    # Linux hands ru_maxrss of the parent down to a new process; VmHWM starts anew with it.
     code = (
-        "import resource, sys, numpy as np, edge_prm\n"
+        "import pathlib, resource, sys, numpy as np, edge_prm\n"
         f"prm = edge_prm.load({str(bundle)!r}, threads={threads})\n"
         f"prm.model.start().extend(np.random.default_rng(0).integers(0, 500, {tokens}), [{tokens - 1}])\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(peak if sys.platform == 'darwin' else peak * 1024)\n"
+        "status = pathlib.Path('/proc/self/status')\n"
+        "lines = status.read_text().splitlines() if status.exists() else []\n"
+        "high = [int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM')]\n"
+        "own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "print(high[0] if high else own)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout) / 1e9
