@@ -44,7 +44,7 @@ class _Group(click.Group):
 def main() -> None:
     """Score reasoning, step by step, where it happens.
 
-    Try `edge-prm demo` first: it needs nothing but this package.
+    Try `edge-prm demo` first: it needs no checkpoint of your own.
     """
 
 
