@@ -27,7 +27,7 @@ from edge_prm.manifest import (
 def manifest(manifest_for: Callable[..., Manifest]) -> Manifest:
     return manifest_for(
         "template",
-        recipe=Recipe("int8", True, {"block": 64}),
+        recipe=Recipe("int8", True),
         files={name: FileEntry("ab" * 32, 5) for name in ("tokenizer.json", "model.onnx", "model.onnx.data")},
         golden=(Golden("Q é", ("a", "b"), "ef" * 32, (0.25, 0.5), (0.26, 0.51)),),
         fidelity=Fidelity("numpy fp32", 2, 0.01, 0.01, 0.06),

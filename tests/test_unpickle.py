@@ -265,11 +265,50 @@ def test_a_file_that_unpacks_to_more_than_a_head_is_refused(tmp_path: Path, monk
         load_state_dict(path)
 
 
-@pytest.mark.parametrize("depth", [18])
-def test_a_message_stays_short_whatever_the_file_holds(tmp_path: Path, depth: int) -> None:
-    """Tuples of twice the tuple before: a few bytes whose text is megabytes."""
-    nested = pickled_str("x" * 8) + b"2\x86" * depth
-    persistent = b"(" + pickled_str("module") + nested + b"NNNtQ"
+@pytest.mark.parametrize(
+    "doubled",
+    [b"2\x86", b"q\x01h\x01\x86", b"q\x01q\x02h\x02\x86", b"N0q\x01h\x01\x86", b"Nbq\x01h\x01\x86"],
+    ids=["dup", "get", "put twice", "put behind a pop", "put behind a build"],
+)
+def test_a_tuple_in_two_places_is_refused(tmp_path: Path, doubled: bytes) -> None:
+    """Tuples of twice the tuple before, as a key: a few bytes, and years to hash them."""
+    nested = b")" + doubled * 60
+    for data in (b"}" + nested + b"Ns.", nested + b"Q."):
+        with pytest.raises(UnsafePickleError, match="one value in two places"):
+            load_state_dict(write_torch_zip(tmp_path / "head.pt", START + data))
+
+
+def test_a_tuple_in_two_places_is_refused_in_newer_protocols(tmp_path: Path) -> None:
+    nested = b")" + b"".join(b"\x94h" + bytes([level]) + b"\x86" for level in range(60))
+    with pytest.raises(UnsafePickleError, match="one value in two places"):
+        load_state_dict(write_torch_zip(tmp_path / "head.pt", b"\x80\x04}" + nested + b"Ns."))
+
+
+def test_tensors_over_one_storage_are_read(tmp_path: Path) -> None:
+    """A storage and a name may stand in two places, as in a file of torch with shared weights."""
+    storage = pickled_storage("0", 6) + b"q\x01"
+    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\nq\x02"
+    rest = b"K\x00" + pickled_ints((1, 3)) + pickled_ints((3, 1)) + b"\x89NtR"
+    first, second = rebuild + b"(" + storage + rest, b"h\x02(h\x01" + rest
+    data = START + b"}(" + pickled_str("weight") + first + pickled_str("other") + second + b"u."
+    state = load_state_dict(write_torch_zip(tmp_path / "head.pt", data, SIX))
+    assert state["weight"].tolist() == state["other"].tolist() == [[0, 1, 2]]
+
+
+def test_many_tensors_over_one_storage_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpickle_module, "MAX_BYTES", 1 << 20)
+    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    rest = b"K\x00" + pickled_ints((1, 1 << 15)) + pickled_ints((1 << 15, 1)) + b"\x89NtR"
+    first = rebuild + pickled_storage("0", 1 << 15) + b"q\x01" + rest
+    tensors = [first] + [rebuild + b"h\x01" + rest] * 8
+    pairs = b"".join(pickled_str(f"t{index}") + tensor for index, tensor in enumerate(tensors))
+    path = write_torch_zip(tmp_path / "head.pt", START + b"}(" + pairs + b"u.", {"0": bytes(4 << 15)})
+    with pytest.raises(CheckpointError, match="unpacks to more than 1 MB"):
+        load_state_dict(path)
+
+
+def test_a_message_stays_short_whatever_the_file_holds(tmp_path: Path) -> None:
+    persistent = b"(" + pickled_str("module") + pickled_str("x" * (1 << 20)) + b"NNNtQ"
     with pytest.raises(UnsafePickleError) as caught:
         load_state_dict(write_torch_zip(tmp_path / "head.pt", START + persistent + b"."))
     assert len(str(caught.value)) < 2000
@@ -277,19 +316,17 @@ def test_a_message_stays_short_whatever_the_file_holds(tmp_path: Path, depth: in
 
 def test_a_storage_cannot_be_given_another_name(tmp_path: Path) -> None:
     """BUILD on a storage type; the name would be looked up, and shown in whatever length."""
-    nested = pickled_str("x" * 8) + b"2\x86" * 18
-    poisoned = b"ctorch\nFloatStorage\n}" + pickled_str("name") + nested + b"sb"
+    poisoned = b"ctorch\nFloatStorage\n}" + pickled_str("name") + pickled_str("x" * (1 << 20)) + b"sb"
     persistent = b"(" + pickled_str("storage") + poisoned + pickled_str("0") + pickled_str("cpu") + b"K\x06tQ"
     with pytest.raises(CheckpointError) as caught:
         load_state_dict(write_torch_zip(tmp_path / "head.pt", START + persistent + b".", SIX))
     assert len(str(caught.value)) < 2000
 
 
-def test_a_storage_of_a_nested_length_is_shown_shortened(tmp_path: Path) -> None:
-    nested = pickled_str("x" * 8) + b"2\x86" * 18
+def test_a_storage_of_a_length_that_is_no_number_is_shown_shortened(tmp_path: Path) -> None:
     head = b"(" + pickled_str("storage") + b"ctorch\nFloatStorage\n" + pickled_str("0") + pickled_str("cpu")
     with pytest.raises(CheckpointError, match="holds 6 values") as caught:
-        load_state_dict(write_torch_zip(tmp_path / "head.pt", START + head + nested + b"tQ.", SIX))
+        load_state_dict(write_torch_zip(tmp_path / "head.pt", START + head + pickled_str("x" * (1 << 20)) + b"tQ.", SIX))
     assert len(str(caught.value)) < 2000
 
 

@@ -1,8 +1,8 @@
 """Read `torch.save(module.state_dict())` without torch, and without running anything the file asks for.
 
 The file is a zip: `*/data.pkl` is a pickle that names storages, `*/data/KEY` are their bytes. The unpickler knows an
-ordered dict, the storage types and torch's way to lay a tensor over a storage; any other name is refused. Values of the
-file are shown shortened: tuples of tuples of one tuple take a few bytes there, and any amount of memory as text.
+ordered dict, the storage types and torch's way to lay a tensor over a storage; any other name is refused. So is a
+pickle that uses a tuple twice: tuples of tuples of one tuple take a few bytes, and forever to hash or to show.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,7 +23,12 @@ import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError, UnsafePickleError
 
-MAX_BYTES = 256 << 20  # a reward head is kilobytes; no zip bomb is unpacked
+MAX_BYTES = 256 << 20  # a reward head is kilobytes; no zip bomb is unpacked, in the file or over its storages
+_USED_TWICE = (
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "GLOBAL", "STACK_GLOBAL"),
+    *("EMPTY_DICT", "EMPTY_LIST", "BINPERSID", "REDUCE"),
+)
+"""What makes a value that may be looked up again: never a tuple, whose hash and text are as long as all in it."""
 _STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bf16"}
 
 
@@ -31,16 +37,17 @@ class _Storage(NamedTuple):  # immutable: a pickle can set attributes on what a 
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, path: Path, read: Callable[[str], bytes]) -> None:
-        super().__init__(stream)
+    def __init__(self, data: bytes, path: Path, read: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(data))
         self._path = path
         self._read = read
+        self._bytes_left = MAX_BYTES
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: _rebuild_tensor(*arguments)  # a new object: a pickle can set attributes on it
+            return lambda *arguments: self._rebuild(*arguments)  # a new object: a pickle can set attributes on it
         if module == "torch" and name in _STORAGES:
             return _Storage(name)
         raise UnsafePickleError(self._path, f"{module}.{name}")
@@ -49,11 +56,24 @@ class _Unpickler(pickle.Unpickler):
         kind, storage, key, _device, count = pid
         if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
             raise UnsafePickleError(self._path, f"persistent object {short_repr(pid)}")
-        values = np.frombuffer(self._read(key), dtype=_dtype(storage.name))
+        data = self._read(key)
+        self._spend(len(data))
+        values = np.frombuffer(data, dtype=_dtype(storage.name))
         if len(values) != count:
             place = f"{self._path}: storage {short_repr(key)}"
             raise CheckpointError(f"{place} holds {len(values)} values and should hold {short_repr(count)}")
         return values
+
+    def _rebuild(self, *arguments: Any) -> npt.NDArray[Any]:
+        tensor = _rebuild_tensor(*arguments)
+        self._spend(tensor.size * 4)  # float32 in the end
+        return tensor
+
+    def _spend(self, count: int) -> None:
+        """Many tensors can lie over one storage, and one storage be read many times."""
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise CheckpointError(_too_large(self._path))
 
 
 def load_state_dict(path: Path) -> dict[str, npt.NDArray[np.float32]]:
@@ -64,14 +84,14 @@ def load_state_dict(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                raise CheckpointError(f"{path} unpacks to more than {MAX_BYTES >> 20} MB; a reward head is far smaller")
+                raise CheckpointError(_too_large(path))
             pickles = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl"]
             if len(pickles) != 1:
                 raise CheckpointError(f"{path} holds {len(pickles)} data.pkl; save it anew with torch.save")
             root = pickles[0][: -len("data.pkl")]
-            state = _Unpickler(
-                io.BytesIO(archive.read(pickles[0])), path, lambda key: archive.read(f"{root}data/{key}")
-            ).load()
+            data = archive.read(pickles[0])
+            _refuse_shared_tuples(data, path)
+            state = _Unpickler(data, path, lambda key: archive.read(f"{root}data/{key}")).load()
     except CheckpointError:
         raise
     except zipfile.BadZipFile:
@@ -83,6 +103,28 @@ def load_state_dict(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     ):
         raise UnsafePickleError(path, f"{type(state).__name__} where a state dict of tensors should be")
     return {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in state.items()}
+
+
+def _refuse_shared_tuples(data: bytes, path: Path) -> None:
+    """Read the opcodes, running none, and follow what is looked up again to what made it."""
+    made_by: dict[int, str] = {}
+    previous = ""
+    for opcode, argument, _position in pickletools.genops(data):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            made_by[int(argument)] = previous
+        elif name == "MEMOIZE":
+            made_by[len(made_by)] = previous
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            if made_by.get(int(argument)) not in _USED_TWICE:
+                raise UnsafePickleError(path, "one value in two places")
+        elif name == "DUP":  # no pickler writes it
+            raise UnsafePickleError(path, "one value in two places")
+        previous = name
+
+
+def _too_large(path: Path) -> str:
+    return f"{path} unpacks to more than {MAX_BYTES >> 20} MB; a reward head is far smaller"
 
 
 def _rebuild_tensor(
