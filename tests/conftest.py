@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_backend import FakeModel
+from fake_backend import FakeModel, reward_of
 from hypothesis import settings
 from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 
 from edge_prm.bundle import Bundle
+from edge_prm.encode import Encoder
 from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
 from edge_prm.prm import PRM
+from edge_prm.trajectory import Trajectory
 
 settings.register_profile("edge_prm", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("edge_prm")
@@ -108,3 +113,52 @@ def prm(
     monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
     with PRM(Bundle(tokenizer_file.parent, manifest_for())) as opened:
         yield opened
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., Path]:
+    """Write lines (objects or bytes) to a file."""
+
+    def write(*lines: Any) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_of: Callable[..., Path]) -> Path:
+    return bundle_of("sigmoid", "int8")
+
+
+@pytest.fixture
+def own_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(bundle, tmp_path / "own"))
+
+
+@pytest.fixture
+def write(tmp_path: Path, tokenizer_file: Path) -> Callable[..., Path]:
+    """Write a checkpoint into a folder of the test's own."""
+
+    def make(head: str = "sigmoid", dtype: str = "fp32", shards: int = 1, **options: Any) -> Path:
+        return write_checkpoint(tmp_path / "checkpoint", tokenizer_file, head, dtype, shards, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer_file: Path, manifest_for: Callable[..., Manifest]) -> Encoder:
+    return Encoder(tokenizer_file, manifest_for())
+
+
+@pytest.fixture
+def expected(encoder: Encoder) -> Callable[..., tuple[float, ...]]:
+    """The rewards of a trajectory, each from its own prefix."""
+
+    def rewards(prompt: str, steps: object, **options: str) -> tuple[float, ...]:
+        encoded = encoder.encode(Trajectory.of(prompt, steps, **options))  # type: ignore[arg-type]
+        return tuple(float(reward_of(encoded.ids[: at + 1])) for at in encoded.read_at)
+
+    return rewards

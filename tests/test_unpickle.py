@@ -326,7 +326,9 @@ def test_a_storage_cannot_be_given_another_name(tmp_path: Path) -> None:
 def test_a_storage_of_a_length_that_is_no_number_is_shown_shortened(tmp_path: Path) -> None:
     head = b"(" + pickled_str("storage") + b"ctorch\nFloatStorage\n" + pickled_str("0") + pickled_str("cpu")
     with pytest.raises(CheckpointError, match="holds 6 values") as caught:
-        load_state_dict(write_torch_zip(tmp_path / "head.pt", START + head + pickled_str("x" * (1 << 20)) + b"tQ.", SIX))
+        load_state_dict(
+            write_torch_zip(tmp_path / "head.pt", START + head + pickled_str("x" * (1 << 20)) + b"tQ.", SIX)
+        )
     assert len(str(caught.value)) < 2000
 
 

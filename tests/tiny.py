@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -235,4 +237,15 @@ def write_checkpoint(
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": None, "eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE})
     )
+    return folder
+
+
+def opened(folder: Path) -> Checkpoint:
+    return open_checkpoint(str(folder))
+
+
+def set_config(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not KeyError}))
     return folder

@@ -112,11 +112,11 @@ def _refuse_shared_tuples(data: bytes, path: Path) -> None:
     for opcode, argument, _position in pickletools.genops(data):
         name = opcode.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            made_by[int(argument)] = previous
+            made_by[int(argument or 0)] = previous
         elif name == "MEMOIZE":
             made_by[len(made_by)] = previous
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            if made_by.get(int(argument)) not in _USED_TWICE:
+            if made_by.get(int(argument or 0), "") not in _USED_TWICE:
                 raise UnsafePickleError(path, "one value in two places")
         elif name == "DUP":  # no pickler writes it
             raise UnsafePickleError(path, "one value in two places")

@@ -1,0 +1,209 @@
+"""`edge-prm export`: a bundle or nothing, and one line that says why."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import ROW, refused, run
+
+from edge_prm.manifest import MANIFEST_NAME, read_manifest
+
+
+@pytest.fixture
+def checkpoint(checkpoint_of: Callable[[str], Path], bundle_of: Callable[..., Path]) -> Path:
+    return checkpoint_of("sigmoid")
+
+
+def test_export_writes_a_bundle_and_says_so(checkpoint: Path, tmp_path: Path, rows: Callable) -> None:
+    result = run("export", checkpoint, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    for part in (str(tmp_path / "out"), "int8", "sigmoid head", "golden rewards within", "of full precision"):
+        assert part in line
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.recipe.name, manifest.recipe.reduce_range) == ("int8", False)
+    assert manifest.source.name == "tiny-sigmoid"
+    assert run("score", tmp_path / "out", rows(ROW)).exit_code == 0
+
+
+def test_export_tells_its_figures_as_json(checkpoint: Path, tmp_path: Path) -> None:
+    facts = json.loads(run("export", checkpoint, "-o", tmp_path / "out", "--fp32", "--json").stdout)
+    assert facts["bundle"] == str(tmp_path / "out")
+    assert (facts["recipe"], facts["head"]) == ("fp32", "sigmoid")
+    files = [path for path in (tmp_path / "out").iterdir() if path.name != MANIFEST_NAME]
+    assert facts["bytes"] == sum(path.stat().st_size for path in files if not path.name.startswith("."))
+    assert 0 <= facts["mean_difference"] <= facts["max_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "tiny-sigmoid-int8"), (["--fp32"], "tiny-sigmoid-fp32"), (["--reduce-range"], "tiny-sigmoid-int8-reduced")],
+)
+def test_export_names_its_output_after_checkpoint_and_recipe(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("export", checkpoint, *options).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert read_manifest(tmp_path / name).recipe.reduce_range == ("--reduce-range" in options)
+
+
+def test_export_refuses_an_output_that_is_there(checkpoint: Path, own_bundle: Path, tmp_path: Path) -> None:
+    before = contents(own_bundle)
+    refused(run("export", checkpoint, "-o", own_bundle), str(own_bundle), "already exists", "--force")
+    assert contents(own_bundle) == before
+    (tmp_path / "file").write_text("mine")
+    refused(run("export", checkpoint, "-o", tmp_path / "file"), "already exists")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_force_replaces_a_bundle(checkpoint: Path, own_bundle: Path, tmp_path: Path) -> None:
+    (own_bundle / "left-over").write_text("of an older version")
+    assert run("export", checkpoint, "-o", own_bundle, "--fp32", "--force").exit_code == 0
+    assert read_manifest(own_bundle).recipe.name == "fp32"
+    assert not (own_bundle / "left-over").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [own_bundle.name]
+
+
+def test_force_takes_an_empty_folder(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run("export", checkpoint, "-o", tmp_path / "out", "--fp32", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_force_refuses_what_is_no_bundle(checkpoint: Path, own_bundle: Path, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "mine"
+    if kind == "folder":
+        target.mkdir()
+        (target / "thesis.tex").write_text("years of work")
+    elif kind == "file":
+        target.write_text("years of work")
+    else:
+        target.symlink_to(own_bundle)
+    refused(run("export", checkpoint, "-o", target, "--force"), "is not an edge-prm bundle", "--force replaces only")
+    assert target.exists()
+    assert kind != "folder" or (target / "thesis.tex").read_text() == "years of work"
+    assert kind != "link" or target.is_symlink()
+
+
+FAILURES = {
+    "disk full": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full"),
+    "not allowed": (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    "memory": (MemoryError(), "not enough memory"),
+}
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failed_export_leaves_nothing_and_says_why(
+    checkpoint: Path, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, force: list[str]
+) -> None:
+    from edge_prm_export.graph import WeightFile
+
+    error, said = FAILURES[name]
+    calls = iter(range(10))
+
+    def fail(self: WeightFile, data: bytes, alignment: int = 1) -> int:
+        if next(calls) > 5:
+            raise error
+        return append(self, data, alignment)
+
+    append = WeightFile.append
+    monkeypatch.setattr(WeightFile, "append", fail)
+    before = contents(own_bundle)
+    target = own_bundle if force else tmp_path / "out"
+    refused(run("export", checkpoint, "-o", target, *force), said)
+    assert contents(own_bundle) == before
+    assert [path.name for path in tmp_path.iterdir()] == [own_bundle.name]
+
+
+def test_an_interrupted_export_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_prm_export.graph import GraphWriter
+
+    def interrupt(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GraphWriter, "model", interrupt)
+    assert run("export", checkpoint, "-o", tmp_path / "out").exit_code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small_is_told_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    result = run("export", checkpoint, "-o", tmp_path / "deep" / "out")
+    refused(result, "the bundle needs", "GB free")
+    assert "Errno" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer_file: Path) -> None:
+    from tiny import write_checkpoint
+
+    pytest.importorskip("ml_dtypes", reason='exporting needs it: pip install "edge-prm[export]"')
+    source = write_checkpoint(tmp_path / "source", tokenizer_file, "none")
+    refused(run("export", source, "-o", tmp_path / "out"), "no reward head", "reward_head.pt")
+    source = write_checkpoint(tmp_path / "source", tokenizer_file, drop=["model.layers.1.mlp.down_proj.weight"])
+    refused(run("export", source, "-o", tmp_path / "out"), "model.layers.1.mlp.down_proj.weight is missing")
+    refused(run("export", tmp_path / "nowhere", "-o", tmp_path / "out"), "no such folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "two_class", "token_class"])
+@pytest.mark.parametrize("damage", ["missing", "not JSON", "too large"])
+def test_a_checkpoint_with_a_bad_tokenizer_is_one_line(
+    tmp_path: Path, tokenizer_file: Path, head: str, damage: str
+) -> None:
+    from tiny import write_checkpoint
+
+    pytest.importorskip("ml_dtypes", reason='exporting needs it: pip install "edge-prm[export]"')
+    source = write_checkpoint(
+        tmp_path / "source", tokenizer_file, head, **({"vocab_size": 64} if damage == "too large" else {})
+    )
+    if damage == "missing":
+        (source / "tokenizer.json").unlink()
+    elif damage == "not JSON":
+        (source / "tokenizer.json").write_text("{")
+    result = run("export", source, "-o", tmp_path / "out")
+    refused(result, "tokenizer.json")
+    assert ".out.partial" not in result.stderr, "the message names the checkpoint's file, not a temporary one"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime", "ml_dtypes", "threadpoolctl"])
+def test_a_missing_module_says_what_to_install(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    refused(run("export", checkpoint, "-o", tmp_path / "out"), module, 'pip install "edge-prm[')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_missing_module_is_named_and_the_demo_needs_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("onnx", "threadpoolctl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    refused(run("demo"), "onnx, threadpoolctl not installed", 'pip install "edge-prm[export]"')
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "two_class", "token_class"])
+def test_an_empty_separator_is_refused(checkpoint_of: Callable[[str], Path], tmp_path: Path, head: str) -> None:
+    result = run("export", checkpoint_of(head), "--separator", "", "-o", tmp_path / "out")
+    refused(result, "separator is empty", "leave the option out")
+
+
+def test_reduce_range_goes_with_int8(checkpoint: Path, tmp_path: Path) -> None:
+    refused(run("export", checkpoint, "--fp32", "--reduce-range", "-o", tmp_path / "out"), "reduce_range", "int8")
