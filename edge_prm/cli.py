@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from edge_prm import __version__
+from edge_prm.cli_bench import bench
+from edge_prm.progress import show_progress
 
 if TYPE_CHECKING:
     from edge_prm.prm import PRM
@@ -250,15 +251,7 @@ def demo(threads: int | None, as_json: bool) -> None:
         click.echo(json.dumps(facts))
 
 
-@contextmanager
-def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress on stderr: a bar on a terminal, one line elsewhere."""
-    if not sys.stderr.isatty():
-        click.echo(f"{label}...", err=True)
-        yield lambda done: None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield bar.update
+main.add_command(bench)
 
 
 def _each_row(

@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shapes the engine needs to hold a KV cache of the model."""
+    """Shapes the engine needs to hold a KV cache of the model, and a benchmark to know the work in a token."""
 
     model_type: str
     layers: int
@@ -41,6 +41,7 @@ class Architecture:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    intermediate: int
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ def manifest_for(tokenizer_file: Path) -> ManifestFor:
             "edge_prm_version": "0.0.0",
             "backend": "onnx",
             "source": Source("tiny", None, "0" * 64),
-            "architecture": Architecture("qwen2", 2, 64, 4, 2, 16, tokenizer.get_vocab_size(with_added_tokens=True)),
+            "architecture": Architecture(
+                "qwen2", 2, 64, 4, 2, 16, tokenizer.get_vocab_size(with_added_tokens=True), 128
+            ),
             "head": Head(kinds[form], "last" if form == "raw" else "min"),
             "input": inputs[form],
             "context_length": context_length,

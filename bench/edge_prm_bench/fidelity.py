@@ -1,87 +1,201 @@
-"""A bundle's rewards against a reference file made by `edge_prm_bench.reference`.
+"""How faithful a bundle is: two separate questions, never one number.
 
-    python -m edge_prm_bench.fidelity BUNDLE DATA.jsonl reference.jsonl [--threads 2]
-
-The last line is one JSON document.
+Quantization: the bundle against its own checkpoint in full precision. Capability: the bundle against a larger model.
+Every figure has a bootstrap interval over problems, and beside it stands the noise floor: what the full-precision
+model differs from itself by in another precision or batch shape.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import click
 import numpy as np
-import numpy.typing as npt
 
-import edge_prm
-from edge_prm_bench.traces import read_traces
+from edge_prm.aggregate import aggregate
+from edge_prm_bench import metrics
+from edge_prm_bench.data import Data
+from edge_prm_bench.metrics import Estimate
+
+Rewards = Sequence[Sequence[float] | None]
+"""Rewards of each trace of a file; None where a trace was not scored."""
+
+KENDALL_RESAMPLES = 200  # it looks at every pair
+
+
+class Scored(NamedTuple):
+    """Rewards of a file's traces, and the aggregate that turns a trace's into its score."""
+
+    name: str
+    rewards: Rewards
+    aggregate: str
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Absolute differences of step rewards, and Spearman's rank correlation of final rewards."""
+class Quantization:
+    """Differences of step rewards, and what they change.
 
+    `spearman` and `kendall` are of the traces' scores; `flips` the share of steps whose verdict at the threshold
+    changes; `first_weak` the share of traces whose first weak step is the same one; `best` the share of problems whose
+    best candidate is the same one, NaN without candidates.
+    """
+
+    ours: str
+    reference: str
+    data: str
     traces: int
     rewards: int
-    mean: float
-    p99: float
+    left_out: int
+    threshold: float
+    mean: Estimate
+    p99: Estimate
     maximum: float
-    flips_at_half: float
-    spearman_final: float
+    spearman: Estimate
+    kendall: Estimate
+    flips: Estimate
+    first_weak: Estimate
+    best: Estimate
 
 
-def compare(rewards: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Fidelity:
-    """Compare step rewards trace by trace; both hold one list per trace, of equal lengths."""
-    ours, theirs = np.concatenate([np.array(r) for r in rewards]), np.concatenate([np.array(r) for r in reference])
-    difference = np.abs(ours - theirs)
-    return Fidelity(
-        traces=len(rewards),
-        rewards=len(ours),
-        mean=float(difference.mean()),
-        p99=float(np.quantile(difference, 0.99)),
-        maximum=float(difference.max()),
-        flips_at_half=float(((ours >= 0.5) != (theirs >= 0.5)).mean()),
-        spearman_final=spearman([r[-1] for r in rewards], [r[-1] for r in reference]),
+@dataclass(frozen=True)
+class Capability:
+    """Does the small model order things as the large one does? Rewards of two models are not the same quantity.
+
+    `spearman` and `kendall` are of the traces' scores, `steps` Spearman of all step rewards; `order` is the share of
+    pairs of candidates of one problem put in the same order, `best` that of problems with the same best candidate.
+    """
+
+    ours: str
+    reference: str
+    data: str
+    traces: int
+    left_out: int
+    spearman: Estimate
+    kendall: Estimate
+    steps: Estimate
+    order: Estimate
+    best: Estimate
+
+
+class _Pair(NamedTuple):
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    our_score: float
+    their_score: float
+
+
+_Problems = Sequence[Sequence[_Pair]]
+
+
+def quantization(data: Data, ours: Scored, reference: Scored, threshold: float = 0.5) -> Quantization:
+    """Compare rewards of one checkpoint with those of another way to run it."""
+    problems, left_out = _pairs(data, ours, reference)
+    differences = _differences(problems)
+    return Quantization(
+        ours=ours.name,
+        reference=reference.name,
+        data=data.name,
+        traces=sum(map(len, problems)),
+        rewards=len(differences),
+        left_out=left_out,
+        threshold=threshold,
+        mean=metrics.bootstrap(problems, lambda sample: metrics.mean(_differences(sample))),
+        p99=metrics.bootstrap(problems, lambda sample: metrics.quantile(_differences(sample), 0.99)),
+        maximum=metrics.maximum(differences),
+        spearman=metrics.bootstrap(problems, _of_scores(metrics.spearman)),
+        kendall=metrics.bootstrap(problems, _of_scores(metrics.kendall), KENDALL_RESAMPLES),
+        flips=metrics.bootstrap(problems, lambda sample: metrics.flips(_flat(sample, 0), _flat(sample, 1), threshold)),
+        first_weak=metrics.bootstrap(problems, lambda sample: _same_first_weak(sample, threshold)),
+        best=metrics.bootstrap(problems, _same_best),
     )
 
 
-def spearman(left: Sequence[float], right: Sequence[float]) -> float:
-    """Pearson's correlation of the ranks, equal values sharing their mean rank; NaN when one side is constant."""
-    a, b = _ranks(np.array(left)), _ranks(np.array(right))
-    a, b = a - a.mean(), b - b.mean()
-    norm = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / norm) if norm else float("nan")
-
-
-def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("reference", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def main(bundle: Path, data: Path, reference: Path, threads: int) -> None:
-    """Compare BUNDLE with REFERENCE on the traces of DATA that REFERENCE holds."""
-    known = [json.loads(line) for line in reference.read_text(encoding="utf-8").splitlines()]
-    traces = read_traces(data, len(known))
-    if [trace.id for trace in traces] != [row["id"] for row in known]:
-        raise click.UsageError(f"{reference} was made from other data than {data}")
-    with edge_prm.load(bundle, threads=threads) as prm:
-        rewards = [score.rewards for score in prm.score_many(trace.trajectory for trace in traces)]
-    result = compare(rewards, [row["rewards"] for row in known])
-    click.echo(
-        f"{result.rewards} rewards of {result.traces} traces: mean difference {result.mean:.5f}, 99% {result.p99:.4f}, "
-        f"largest {result.maximum:.4f}, Spearman of final rewards {result.spearman_final:.4f}"
+def capability(data: Data, ours: Scored, reference: Scored) -> Capability:
+    """Compare rewards of one model with those of another, by order only."""
+    problems, left_out = _pairs(data, ours, reference)
+    return Capability(
+        ours=ours.name,
+        reference=reference.name,
+        data=data.name,
+        traces=sum(map(len, problems)),
+        left_out=left_out,
+        spearman=metrics.bootstrap(problems, _of_scores(metrics.spearman)),
+        kendall=metrics.bootstrap(problems, _of_scores(metrics.kendall), KENDALL_RESAMPLES),
+        steps=metrics.bootstrap(problems, lambda sample: metrics.spearman(_flat(sample, 0), _flat(sample, 1))),
+        order=metrics.bootstrap(problems, _same_order),
+        best=metrics.bootstrap(problems, _same_best),
     )
-    click.echo(json.dumps(asdict(result)))
 
 
-if __name__ == "__main__":
-    main()
+def worst(data: Data, ours: Scored, reference: Scored, count: int = 5) -> list[int]:
+    """Indices of the traces with the largest difference of a reward, largest first."""
+    largest = [
+        (max(abs(a - b) for a, b in zip(mine, theirs, strict=True)), index)
+        for index, (mine, theirs) in enumerate(zip(ours.rewards, reference.rewards, strict=True))
+        if mine is not None and theirs is not None
+    ]
+    return [index for _, index in sorted(largest, key=lambda pair: (-pair[0], pair[1]))[:count]]
+
+
+def _pairs(data: Data, ours: Scored, reference: Scored) -> tuple[_Problems, int]:
+    """Pairs of rewards by problem, and how many traces one of the two has not scored."""
+    problems = []
+    left_out = 0
+    for group in data.by_problem():
+        pairs = []
+        for index in group:
+            mine, theirs = ours.rewards[index], reference.rewards[index]
+            if mine is None or theirs is None:
+                left_out += 1
+                continue
+            pairs.append(_Pair(mine, theirs, aggregate(ours.aggregate, mine), aggregate(reference.aggregate, theirs)))
+        if pairs:
+            problems.append(pairs)
+    return problems, left_out
+
+
+def _flat(problems: _Problems, side: int) -> list[float]:
+    return [reward for group in problems for pair in group for reward in (pair.theirs if side else pair.ours)]
+
+
+def _differences(problems: _Problems) -> metrics.Floats:
+    return np.abs(np.array(_flat(problems, 0), dtype=np.float64) - np.array(_flat(problems, 1), dtype=np.float64))
+
+
+def _of_scores(statistic: Callable[[Sequence[float], Sequence[float]], float]) -> Callable[[_Problems], float]:
+    def of(problems: _Problems) -> float:
+        pairs = [pair for group in problems for pair in group]
+        return statistic([pair.our_score for pair in pairs], [pair.their_score for pair in pairs])
+
+    return of
+
+
+def _same_first_weak(problems: _Problems, threshold: float) -> float:
+    return metrics.mean(
+        [
+            metrics.first_weak(pair.ours, threshold) == metrics.first_weak(pair.theirs, threshold)
+            for group in problems
+            for pair in group
+        ]
+    )
+
+
+def _same_best(problems: _Problems) -> float:
+    """Over the problems with candidates to choose from."""
+    return metrics.mean(
+        [
+            metrics.best_of([pair.our_score for pair in group]) == metrics.best_of([pair.their_score for pair in group])
+            for group in problems
+            if len(group) > 1
+        ]
+    )
+
+
+def _same_order(problems: _Problems) -> float:
+    counts = [
+        metrics.order_agreement([pair.our_score for pair in group], [pair.their_score for pair in group])
+        for group in problems
+    ]
+    pairs = sum(count for _, count in counts)
+    return sum(same for same, _ in counts) / pairs if pairs else float("nan")

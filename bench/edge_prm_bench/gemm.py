@@ -11,7 +11,7 @@ GOP_PER_TOKEN_1_5B = 2.62
 """Multiplications and additions of the linear layers of a 1.5B, per token, in billions."""
 
 
-def int8_gemm_gops(threads: int, repeats: int = 8) -> float:
+def int8_gemm_gops(threads: int | None = None, repeats: int = 8) -> float:
     """Return billions of operations per second of DynamicQuantizeMatMul, best of `repeats` after a warm-up."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -28,7 +28,7 @@ def int8_gemm_gops(threads: int, repeats: int = 8) -> float:
     model = helper.make_model(helper.make_graph([node], "gemm", [x], [y], weights), opset_imports=opsets)
     model.ir_version = 10
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values = rng.standard_normal((ROWS, INNER)).astype(np.float32)
     seconds = []

@@ -1,71 +1,102 @@
-"""Speed and memory of a bundle on this machine.
+"""Speed of a bundle on this device: prefill by length, pushes of a stream, ranking on a shared prompt.
 
-    python -m edge_prm_bench.latency BUNDLE [--threads 2] [--lengths 128,512,2048,8192] [--skip-memory]
-
-Prefill runs on random token ids with a reward read every 50 tokens, each time from an empty sequence. Peak memory is
-that of a process of its own per length. The last line is one JSON document.
+Prefill runs on random token ids with a reward read every 50 tokens, each time from an empty sequence. Every figure is
+of several runs after a warm-up, and tells their spread.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import click
 import numpy as np
 
 import edge_prm
-from edge_prm_bench.gemm import int8_gemm_gops
+from edge_prm.manifest import Manifest
+from edge_prm_bench import metrics
 
 READ_EVERY = 50
+LENGTHS = (128, 512, 2048, 8192)
 PUSHES = 50
 STEP = (
     "so the total number of apples is now the sum of both, which we add up to get the next value here, "
     "and the baskets that are still full we count once more."
 )
 """About 40 tokens with its number."""
+PROMPT = "A long problem. " + "There are many apples in the baskets and we count them one by one. " * 12
 CANDIDATES = 16
+RUNS = 5
+SECONDS_PER_LENGTH = 40.0  # a length that takes long is run fewer times, twice at least
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Seconds of several runs."""
+class Timing:
+    """Seconds of `runs` runs."""
 
     best: float
-    median: float
-    worst: float
+    p50: float
+    p95: float
+    runs: int
 
 
 @dataclass(frozen=True)
 class Prefill:
+    """`tokens_per_second` is of the best run, as other engines' benchmarks report it."""
+
     tokens: int
     tokens_per_second: float
-    seconds: Spread
+    timing: Timing
 
 
-def spread(run: Callable[[], Any], repeats: int) -> Spread:
-    """Time `run` after one warm-up."""
+@dataclass(frozen=True)
+class Push:
+    """Pushes of a step of `tokens` tokens; `growth` is the time of the last ones over that of the first ones.
+
+    `computed_beyond_new` is the largest number of tokens that a push computed beyond its own.
+    """
+
+    tokens: int
+    first: Timing
+    last: Timing
+    growth: float
+    computed_beyond_new: int
+
+
+@dataclass(frozen=True)
+class Rank:
+    """16 candidates on one prompt, with the prompt computed once and, to compare, one by one from nothing.
+
+    `needed` is prompt plus candidates: the tokens that cannot be avoided.
+    """
+
+    candidates: int
+    shared: Timing
+    alone: Timing
+    computed: int
+    needed: int
+    one_by_one: int
+
+
+def time_runs(run: Callable[[], Any], runs: int = RUNS, seconds: float = SECONDS_PER_LENGTH) -> Timing:
+    """Time `run` after one warm-up, until `runs` runs are done or, from the second run on, `seconds` have passed."""
     run()
-    seconds = []
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < runs and (len(taken) < 2 or sum(taken) < seconds):
         start = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - start)
-    return Spread(min(seconds), statistics.median(seconds), max(seconds))
+        taken.append(time.perf_counter() - start)
+    return timing(taken)
 
 
-def prefill(prm: edge_prm.PRM, tokens: int, repeats: int) -> Prefill:
-    """Speed of one sequence of random ids; tokens/s is of the best run, as the peers' scripts report it."""
-    vocabulary = min(prm.manifest.architecture.vocabulary, 150_000)
-    ids = np.random.default_rng(0).integers(0, vocabulary, tokens)
+def timing(seconds: Sequence[float]) -> Timing:
+    return Timing(min(seconds), metrics.quantile(seconds, 0.5), metrics.quantile(seconds, 0.95), len(seconds))
+
+
+def measure_prefill(prm: edge_prm.PRM, tokens: int, runs: int = RUNS) -> Prefill:
+    """Time one text of `tokens` random tokens."""
+    ids = np.random.default_rng(0).integers(0, min(prm.manifest.architecture.vocabulary, 150_000), tokens)
     read_at = sorted({*range(READ_EVERY - 1, tokens, READ_EVERY), tokens - 1})
 
     def run() -> None:
@@ -73,114 +104,73 @@ def prefill(prm: edge_prm.PRM, tokens: int, repeats: int) -> Prefill:
         sequence.extend(ids, read_at)
         sequence.close()
 
-    seconds = spread(run, repeats)
-    return Prefill(tokens, tokens / seconds.best, seconds)
+    measured = time_runs(run, runs)
+    return Prefill(tokens, tokens / measured.best, measured)
 
 
-def pushes(prm: edge_prm.PRM) -> dict[str, Any]:
-    """Seconds and tokens of each of 50 pushes of a step of about 40 tokens."""
-    seconds, new, computed = [], [], []
+def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
+    """Push one step after the other into a session; None where the context does not hold ten of them."""
+    seconds: list[float] = []
+    new: list[int] = []
+    beyond: list[int] = []
     with prm.session("How many apples are there in all the baskets together?") as session:
-        for index in range(PUSHES):
-            step = f"{index}: {STEP}"
+        for index in range(pushes):
+            if len(new) > 1 and session.tokens + 2 * new[-1] > prm.manifest.context_length:
+                break
             before, tokens = session.computed, session.tokens
             start = time.perf_counter()
-            session.push(step)
+            session.push(f"{index}: {STEP}")
             seconds.append(time.perf_counter() - start)
             new.append(session.tokens - tokens)
-            computed.append(session.computed - before)
-    return {
-        "second_push_s": statistics.median(seconds[1:4]),
-        "last_push_s": statistics.median(seconds[-3:]),
-        "ratio": statistics.median(seconds[-3:]) / statistics.median(seconds[1:4]),
-        "tokens_per_step": statistics.median(new[1:]),
-        "most_computed_beyond_new": max(c - n for c, n in zip(computed[1:], new[1:], strict=True)),
-    }
+            beyond.append(session.computed - before - new[-1])
+    if len(seconds) < 10:
+        return None
+    # The first push computes the prompt too.
+    first, last = timing(seconds[1:4]), timing(seconds[-3:])
+    return Push(int(np.median(new[1:])), first, last, last.p50 / first.p50, max(beyond[1:]))
 
 
-def ranking(prm: edge_prm.PRM) -> dict[str, Any]:
-    """16 candidates on one prompt: tokens computed, against prompt plus candidates."""
-    prompt = "A long problem. " + "There are many apples in the baskets and we count them one by one. " * 12
+def measure_rank(prm: edge_prm.PRM) -> Rank | None:
+    """Rank candidates of one prompt, and score them one by one; None where the context is too short for them."""
     candidates = [[f"Basket {i} holds {j} apples and {i * j} pears." for j in range(6)] for i in range(CANDIDATES)]
-    alone = [prm.score(prompt, candidate).tokens for candidate in candidates]
-    with prm.session(prompt) as session:  # the prompt's own length: that of a text less its step
+    try:
+        alone = [prm.score(PROMPT, candidate).tokens for candidate in candidates]
+    except edge_prm.EdgePRMError:
+        return None
+    with prm.session(PROMPT) as session:  # the prompt's own length: that of a text less its step
         session.push("x", last=True)
         prompt_tokens = session.tokens - 1
-    with edge_prm.load(prm.folder, threads=prm.threads) as fresh:
-        start = time.perf_counter()
-        result = fresh.rank(prompt, candidates)
-        seconds = time.perf_counter() - start
+    one_by_one = timing([_seconds(lambda: _score_alone(prm, candidates)) for _ in range(2)])
+    computed: list[int] = []
+
+    def rank() -> None:
+        _forget(prm)
+        computed.append(prm.rank(PROMPT, candidates).computed)
+
+    shared = timing([_seconds(rank) for _ in range(3)])
     needed = prompt_tokens + sum(tokens - prompt_tokens for tokens in alone)
-    return {"computed": result.computed, "prompt_plus_candidates": needed, "one_by_one": sum(alone), "seconds": seconds}
+    return Rank(CANDIDATES, shared, one_by_one, max(computed), needed, sum(alone))
 
 
-def peak_memory(bundle: Path, tokens: int, threads: int) -> float:
-    """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens."""
-    # Linux hands ru_maxrss of the parent down to a new process; VmHWM starts anew with it.
-    code = (
-        "import pathlib, resource, sys, numpy as np, edge_prm\n"
-        f"prm = edge_prm.load({str(bundle)!r}, threads={threads})\n"
-        f"prm.model.start().extend(np.random.default_rng(0).integers(0, 500, {tokens}), [{tokens - 1}])\n"
-        "status = pathlib.Path('/proc/self/status')\n"
-        "lines = status.read_text().splitlines() if status.exists() else []\n"
-        "high = [int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM')]\n"
-        "own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
-        "print(high[0] if high else own)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout) / 1e9
+def gop_per_token(manifest: Manifest) -> float:
+    """Multiplications and additions of all linear layers for one token, in billions."""
+    shape = manifest.architecture
+    attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    return 2 * shape.layers * (attention + 3 * shape.hidden * shape.intermediate) / 1e9
 
 
-def machine(threads: int) -> dict[str, Any]:
-    import onnxruntime
-
-    return {
-        "processor": _processor(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "edge_prm": edge_prm.__version__,
-    }
+def _score_alone(prm: edge_prm.PRM, candidates: list[list[str]]) -> None:
+    for candidate in candidates:
+        _forget(prm)
+        prm.score(PROMPT, candidate)
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return model + (", AVX512-VNNI" if "avx512_vnni" in flags else "")
+def _forget(prm: edge_prm.PRM) -> None:
+    """Score a text that has nothing in common with the next, so that no prefix of it is known."""
+    prm.score("!", ["?"])
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--lengths", default="128,512,2048,8192", show_default=True)
-@click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--only-prefill", is_flag=True, help="Leave out load, memory, pushes and ranking.")
-def main(bundle: Path, threads: int, lengths: str, repeats: int, only_prefill: bool) -> None:
-    """Measure BUNDLE."""
-    edge_prm.load(bundle, threads=threads).close()  # hashes verified, page cache warm
+def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    prm = edge_prm.load(bundle, threads=threads)
-    facts: dict[str, Any] = {"machine": machine(threads), "warm_load_s": time.perf_counter() - start, "prefill": []}
-    facts["int8_gemm_gops"] = int8_gemm_gops(threads)
-    for tokens in map(int, lengths.split(",")):
-        if tokens > prm.manifest.context_length:
-            continue
-        result = prefill(prm, tokens, repeats if tokens < 4096 else 2)
-        facts["prefill"].append(asdict(result))
-        click.echo(f"{tokens:6d} tokens: {result.tokens_per_second:7.1f} tokens/s", err=True)
-    if not only_prefill:
-        facts["push"], facts["rank"] = pushes(prm), ranking(prm)
-        facts["bundle_gb"] = sum(entry.bytes for entry in prm.manifest.files.values()) / 1e9
-        prm.close()
-        facts["peak_gb"] = {
-            n: peak_memory(bundle, n, threads) for n in (2048, 8192) if n <= prm.manifest.context_length
-        }
-    click.echo(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    main()
+    run()
+    return time.perf_counter() - start

@@ -1,69 +1,106 @@
-"""The oracle: the authors' formula in torch, on the checkpoint's own weights.
+"""Score data once with a full-precision checkpoint in torch, and keep the rewards in a small file.
 
-    python -m edge_prm_bench.reference CHECKPOINT DATA.jsonl -o reference.jsonl [--traces 64] [--dtype fp32]
-
-One line per trace: `{"id", "rewards"}`. A step's reward is sigmoid(head(h)) at the token that closes it, h being the
-final-norm hidden state; the token is found by tokenizing the text up to there, so nothing is shared with edge_prm's
-encoder. Needs torch and transformers.
+The 7B needs a machine that holds it; every comparison afterwards needs the file only.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import click
+from edge_prm.bundle import sha256_of
+from edge_prm.encode import TOKENIZER_NAME
+from edge_prm.errors import CheckpointNotFoundError, InputError
+from edge_prm.source import checkpoint_sha256, find_checkpoint
+from edge_prm_bench.data import Data, Trace
+from edge_prm_bench.reference_file import Provenance, Reference, ReferenceWriter, Row, done_ids, read_reference
+from edge_prm_bench.torch_model import TorchPRM, head_kind
 
-from edge_prm import Trajectory
-from edge_prm_bench.traces import read_traces
-
-
-class Oracle:
-    """A checkpoint in the 1.5B's layout, run by transformers."""
-
-    def __init__(self, checkpoint: Path, dtype: str, threads: int) -> None:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-
-        torch.set_num_threads(threads)
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self._torch: Any = torch
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self._model = AutoModel.from_pretrained(checkpoint, dtype=kind).eval()
-        state = torch.load(checkpoint / "reward_head.pt", weights_only=True)
-        self._weight, self._bias = state["weight"].float(), state["bias"].float()
-
-    def rewards(self, trajectory: Trajectory) -> list[float]:
-        text = trajectory.prompt + trajectory.lead
-        read_at = []
-        for step in trajectory.steps:
-            text += step.text + step.separator
-            read_at.append(len(self._tokenizer(text)["input_ids"]) - 1)
-        ids = self._torch.tensor([self._tokenizer(text)["input_ids"]])
-        with self._torch.inference_mode():
-            hidden = self._model(ids, use_cache=False).last_hidden_state[0, read_at].float()
-            rewards: list[float] = self._torch.sigmoid(hidden @ self._weight.T + self._bias)[:, 0].tolist()
-        return rewards
+DTYPES = ("fp32", "bf16")
+DEVICES = ("cpu", "cuda")
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--traces", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def main(checkpoint: Path, data: Path, output: Path, traces: int, dtype: str, threads: int) -> None:
-    """Score DATA with the full-precision CHECKPOINT in torch."""
-    oracle = Oracle(checkpoint, dtype, threads)
-    chosen = read_traces(data, traces)
-    progress = click.progressbar(chosen, label="traces", file=sys.stderr)
-    with open(output, "w", encoding="utf-8", buffering=1) as out, progress as bar:
-        for trace in bar:
-            out.write(json.dumps({"id": trace.id, "rewards": oracle.rewards(trace.trajectory)}) + "\n")
+def make_reference(
+    source: str,
+    data: Data,
+    output: Path,
+    *,
+    dtype: str = "fp32",
+    device: str = "cpu",
+    batch_size: int = 1,
+    threads: int | None = None,
+    progress: Any = None,
+) -> Reference:
+    """Score every trace of `data` and return the whole file; a file that was begun is finished.
+
+    A text longer than the checkpoint's positions is marked, not scored; so is one whose steps cannot be told apart.
+    InputError when `output` was begun with another checkpoint, data, dtype or batch size.
+    """
+    if dtype not in DTYPES or device not in DEVICES or batch_size < 1:
+        raise InputError(f"dtype {dtype!r}, device {device!r}, batch size {batch_size!r}: no such reference")
+    found = find_checkpoint(source)
+    if not (found.folder / TOKENIZER_NAME).is_file():
+        raise CheckpointNotFoundError(found.name, f"{TOKENIZER_NAME} is missing")
+    provenance = Provenance(
+        checkpoint=found.name,
+        checkpoint_sha256=checkpoint_sha256(found.folder),
+        tokenizer_sha256=sha256_of(found.folder / TOKENIZER_NAME),
+        head=head_kind(found.folder),
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        data=data.name,
+        data_sha256=data.sha256,
+        split=data.split,
+        traces=len(data.traces),
+        versions=_versions(),
+    )
+    done = done_ids(output, provenance)
+    left = [trace for trace in data.traces if trace.id not in done]
+    model = TorchPRM(found.folder, dtype, device, threads) if left else None  # before the file is begun: it may fail
+    writer = ReferenceWriter(output, provenance)
+    try:
+        if model is not None:
+            with progress("scoring in full precision", len(left)) as advance:
+                for rows in _rows(model, left, batch_size):
+                    writer.write(rows)
+                    advance(len(rows))
+    finally:
+        writer.close()
+    return read_reference(output)
 
 
-if __name__ == "__main__":
-    main()
+def _rows(model: TorchPRM, traces: Sequence[Trace], batch_size: int) -> Iterator[list[Row]]:
+    """Yield the rows of one batch after the other; what cannot be scored comes with its reason."""
+    for start in range(0, len(traces), batch_size):
+        rows: dict[str, Row] = {}
+        encoded: dict[str, tuple[list[int], list[int]]] = {}
+        for trace in traces[start : start + batch_size]:
+            try:
+                ids, read_at = model.encode(trace.trajectory)
+            except InputError as error:
+                rows[trace.id] = Row(trace.id, None, skipped=str(error))
+                continue
+            if len(ids) > model.context_length:
+                reason = f"{len(ids)} tokens, and the checkpoint has {model.context_length} positions"
+                rows[trace.id] = Row(trace.id, None, len(ids), reason)
+                continue
+            encoded[trace.id] = (ids, read_at)
+        if encoded:
+            rewards = model.rewards(list(encoded.values()))
+            for (id_, (ids, _)), row in zip(encoded.items(), rewards, strict=True):
+                rows[id_] = Row(id_, tuple(row), len(ids))
+        yield [rows[trace.id] for trace in traces[start : start + batch_size]]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "edge-prm"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

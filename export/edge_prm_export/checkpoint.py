@@ -5,7 +5,6 @@ Tensors are read, not mapped: pages of a mapped file count as the process's memo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import reprlib
@@ -17,10 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.errors import CheckpointError, CheckpointNotFoundError, MissingExtraError, UnsupportedArchitectureError
+from edge_prm.errors import CheckpointError, CheckpointNotFoundError, UnsupportedArchitectureError
+from edge_prm.source import checkpoint_sha256, find_checkpoint
 
-DEFAULT_SOURCE = "Gen-Verse/ReasonFlux-PRM-1.5B"
-FILE_PATTERNS = ["*.json", "*.safetensors", "reward_head.pt", "chat_template.jinja"]
 HEAD_DIM_STEP = 16
 """ONNX Runtime's GroupQueryAttention takes heads whose size is a multiple of this."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -91,19 +89,7 @@ class Checkpoint:
         return self._read(name, entry, start * width, (end - start, *entry.shape[1:]))
 
     def sha256(self) -> str:
-        """Hash of the checkpoint's own files: config, index and heads whole, weight files by header and size.
-
-        Two checkpoints of one family have the same headers; so a sample of each weight file is hashed as well.
-        """
-        digest = hashlib.sha256()
-        for path in sorted(p for pattern in FILE_PATTERNS for p in self.folder.glob(pattern)):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with open(path, "rb") as file:
-                if path.suffix == ".safetensors":
-                    digest.update(_sample(file, path.stat().st_size))
-                else:
-                    digest.update(file.read())
-        return digest.hexdigest()
+        return checkpoint_sha256(self.folder)
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -124,36 +110,8 @@ class Checkpoint:
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open a folder, a hub id (downloaded at `revision`), or one of the embedded `demo` and `demo-reference`."""
-    from edge_prm.demo import CHECKPOINTS
-    from edge_prm.demo import folder as demo_folder
-
-    folder = Path(source)
-    if source in CHECKPOINTS and not folder.exists():
-        return Checkpoint(demo_folder(source), source)
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(f"--revision {revision} goes with a hub id, and {source} is a folder")
-        return Checkpoint(folder, folder.resolve().name)
-    if folder.exists():
-        raise CheckpointNotFoundError(source, "it is a file, not a folder")
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise CheckpointNotFoundError(source, "no such folder")
-    return _download(source, revision)
-
-
-def _download(source: str, revision: str | None) -> Checkpoint:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError("export", ["huggingface_hub"]) from None
-    try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=FILE_PATTERNS))
-    except Exception as error:  # network, HTTP and validation errors have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointNotFoundError(
-            source, f"no such folder, and the download from the hub failed ({reason})"
-        ) from None
-    return Checkpoint(folder, source, folder.name)  # the hub's cache names the folder after the commit
+    found = find_checkpoint(source, revision)
+    return Checkpoint(found.folder, found.name, found.revision)
 
 
 def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
@@ -260,12 +218,3 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return data
-
-
-def _sample(file: Any, size: int, blocks: int = 64, block_bytes: int = 1 << 16) -> bytes:
-    """The first bytes (the header among them) and evenly spread blocks: enough to tell two checkpoints apart."""
-    parts = []
-    for position in np.linspace(0, max(0, size - block_bytes), blocks).astype(int):
-        file.seek(int(position))
-        parts.append(file.read(block_bytes))
-    return b"".join(parts)

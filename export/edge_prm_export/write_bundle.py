@@ -41,8 +41,9 @@ from edge_prm.manifest import (
     Recipe,
     Source,
 )
+from edge_prm.source import DEFAULT_SOURCE
 from edge_prm.trajectory import Trajectory
-from edge_prm_export.checkpoint import DEFAULT_SOURCE, Checkpoint, open_checkpoint
+from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.graph import GraphWriter, WeightFile
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.linears import Fp32Linears, Int8Linears, Linears
@@ -244,6 +245,7 @@ def _manifest(
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             vocabulary=config.vocabulary,
+            intermediate=config.intermediate,
         ),
         head=Head(head.kind, "last" if head.kind == "sigmoid" else "min"),
         input=form,

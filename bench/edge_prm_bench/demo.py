@@ -1,0 +1,80 @@
+"""The benchmark without a bundle: the embedded pair, demo against its larger reference, on derivations with labels."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edge_prm.demo.derivations import generate, plant_mistake
+from edge_prm_bench.results import Options
+
+SEED = 30_000_001  # none of these is trained on: the training seeds are below
+DERIVATIONS = 200
+PROBLEMS, CANDIDATES = 50, 4
+
+
+@contextmanager
+def demo_pair(options: Options, progress: Any) -> Iterator[tuple[tuple[Path, ...], Options]]:
+    """Yield the demo's int8 bundles, and options with its data and its references filled in where none were given.
+
+    `demo-fp32` is the full precision of the demo itself, `demo-reference` the larger model with a two-class head.
+    """
+    from edge_prm_export import export
+
+    with tempfile.TemporaryDirectory(prefix="edge-prm-bench-") as name:
+        folder = Path(name)
+        bundles = [
+            export("demo", folder / f"demo-int8{'-reduced' * reduced}", reduce_range=reduced, progress=progress)
+            for reduced in (False, True)
+        ]
+        references = tuple(
+            export(source, folder / f"{source}-fp32", recipe="fp32", progress=progress)
+            for source in ("demo", "demo-reference")
+        )
+        data = options.data or (_derivations(folder / "derivations.jsonl"), _candidates(folder / "candidates.jsonl"))
+        limit = 0 if options.limit is None else options.limit
+        yield tuple(bundles), replace(options, data=data, references=(*options.references, *references), limit=limit)
+
+
+def _derivations(path: Path) -> Path:
+    """ProcessBench rows: half of them have a mistake."""
+    rows = [
+        {
+            "id": f"derivation-{index}",
+            "problem": derivation.problem,
+            "steps": derivation.steps,
+            "label": -1 if derivation.first_wrong is None else derivation.first_wrong,
+        }
+        for index, derivation in enumerate(generate(SEED, DERIVATIONS))
+    ]
+    return _write(path, rows)
+
+
+def _candidates(path: Path) -> Path:
+    """Several solutions of one problem, each right or wrong with equal chance."""
+    rng = random.Random(SEED)
+    rows = []
+    for index, right in enumerate(generate(SEED + 1, PROBLEMS, mistake_rate=0.0)):
+        solutions = [plant_mistake(right, rng) if rng.random() < 0.5 else right for _ in range(CANDIDATES)]
+        rows.append(
+            {
+                "id": f"problem-{index}",
+                "problem": right.problem,
+                "candidates": [
+                    {"text": "\n\n".join(solution.steps), "correct": solution.first_wrong is None}
+                    for solution in solutions
+                ],
+            }
+        )
+    return _write(path, rows)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,224 @@
+"""Rows of the usual benchmarks are read as what they mean, and a bad row is named by its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_prm.errors import InputError
+from edge_prm_bench import quality
+from edge_prm_bench.data import Data, last_number, read_data
+from edge_prm_bench.fidelity import Scored, capability, quantization, worst
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def to_file(*rows: Any, name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return to_file
+
+
+PROCESS_BENCH = {"id": "a", "problem": "P", "steps": ["one", "two", "three"], "label": 1, "final_answer_correct": False}
+CANDIDATES = {
+    "id": "p",
+    "problem": "P",
+    "candidates": [{"text": "1 + 1 = 2\nA: 2", "correct": True}, {"text": "A: 3", "correct": False, "answer": "three"}],
+}
+
+
+def test_processbench_labels_the_first_wrong_step(write: Write) -> None:
+    wrong, right = read_data(write(PROCESS_BENCH, {**PROCESS_BENCH, "id": "b", "label": -1})).traces
+    assert (wrong.id, wrong.first_wrong, wrong.right, wrong.correct) == ("a", 1, (True, False, False), False)
+    assert (right.first_wrong, right.right) == (-1, (True, True, True))
+    assert wrong.texts == ("one", "two", "three")
+
+
+def test_candidates_become_traces_of_one_problem(write: Write) -> None:
+    data = read_data(write(CANDIDATES))
+    assert [trace.id for trace in data.traces] == ["p/0", "p/1"]
+    assert data.by_problem() == [[0, 1]]
+    assert [trace.correct for trace in data.traces] == [True, False]
+    assert [trace.answer for trace in data.traces] == ["2", "three"]
+    assert data.split == "lines"  # no completion has a blank line
+    assert data.traces[0].texts == ("1 + 1 = 2", "A: 2")
+
+
+def test_blank_lines_split_where_there_are_any(write: Write) -> None:
+    row = {"problem": "P", "completion": "one\nstill one\n\ntwo"}
+    assert read_data(write(row)).traces[0].texts == ("one\nstill one", "two")
+    assert read_data(write(row), split="lines").traces[0].texts == ("one", "still one", "two")
+
+
+def test_prm800k_follows_the_chosen_path(write: Write) -> None:
+    def step(*ratings: int | None, chosen: int | None = 0, human: dict[str, Any] | None = None) -> dict[str, Any]:
+        completions = [{"text": f"step rated {rating}", "rating": rating} for rating in ratings]
+        return {"completions": completions, "chosen_completion": chosen, "human_completion": human}
+
+    row = {
+        "question": {"problem": "P"},
+        "label": {"steps": [step(1), step(-1, 0, chosen=1), step(None, chosen=None, human={"text": "by hand", "rating": 1}),
+                            step(-1, 1, chosen=None)]},
+    }  # fmt: skip
+    trace = read_data(write(row)).traces[0]
+    assert trace.texts == ("step rated 1", "step rated 0", "by hand", "step rated -1")
+    assert trace.right == (True, True, True, False)
+    assert trace.first_wrong == 3
+
+
+def test_prm800k_without_ratings_has_no_label(write: Write) -> None:
+    steps = [{"completions": [{"text": "one", "rating": None}], "chosen_completion": 0, "human_completion": None}]
+    trace = read_data(write({"question": {"problem": "P"}, "label": {"steps": steps}})).traces[0]
+    assert (trace.right, trace.first_wrong) == ((None,), None)
+
+
+def test_prmbench_counts_steps_from_one(write: Write) -> None:
+    row = {"idx": "circular_1", "original_question": "P", "modified_question": "Q", "modified_process": ["a", "b", "c"], "error_steps": [2, 3]}  # fmt: skip
+    trace = read_data(write(row)).traces[0]
+    assert (trace.id, trace.trajectory.prompt, trace.first_wrong) == ("circular_1", "Q", 1)
+    assert trace.right == (True, False, False)
+
+
+def test_a_json_list_is_read_too(write: Write) -> None:
+    assert len(read_data(write([PROCESS_BENCH], name="data.json")).traces) == 1
+
+
+def test_the_hash_is_of_what_is_scored(write: Write) -> None:
+    one = read_data(write(PROCESS_BENCH, name="a"))
+    other = read_data(write({**PROCESS_BENCH, "generator": "x"}, name="b"))
+    assert one.sha256 == other.sha256
+    changed = {**PROCESS_BENCH, "steps": ["one", "two", "three."]}
+    assert read_data(write(changed, name="c")).sha256 != one.sha256
+    assert read_data(write(PROCESS_BENCH, {**PROCESS_BENCH, "id": 2}, name="d"), limit=1).sha256 == one.sha256
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "line 2: not valid JSON"),
+        ("[]", "line 2: holds list"),
+        ({"problem": "P"}, "line 2: no problem and steps; its fields are problem"),
+        ({**PROCESS_BENCH, "id": 2, "label": 3}, "line 2: label is 3"),
+        ({**PROCESS_BENCH, "id": 2, "label": "no"}, "line 2: label is 'no'"),
+        ({**PROCESS_BENCH, "id": 2, "steps": []}, "line 2: steps are an empty list"),
+        ({"problem": "P", "candidates": [{"text": "x", "correct": 1}]}, "line 2: candidate 0: correct is 1"),
+        ({"problem": "P", "candidates": [{}]}, "line 2: not a row that is known"),
+        ({"question": {"problem": "P"}, "label": {}}, "line 2: not a row that is known"),
+        ({"modified_question": "Q", "modified_process": ["a"], "error_steps": [2]}, "error_steps are [2]"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(write: Write, row: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_data(write(PROCESS_BENCH, row))
+    assert said in str(caught.value)
+    assert "data.jsonl" in str(caught.value)
+
+
+def test_nothing_twice_and_nothing_at_all(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two rows have the id 'a'"):
+        read_data(write(PROCESS_BENCH, PROCESS_BENCH))
+    with pytest.raises(InputError, match="holds no rows"):
+        read_data(write(name="empty"))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_data(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("so 1,234 eggs.", "1234"), ("A: 78", "78"), ("-3.50", "-3.5"), ("2.0", "2"), ("none", None), ("10 of 20.", "20")],
+)
+def test_the_last_number_is_the_answer(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+# fidelity and quality of a file, by hand
+
+
+@pytest.fixture
+def data(write: Write) -> Data:
+    rows = [
+        {"id": f"p{i}", "problem": "P", "candidates": [{"text": "a\n\nb", "correct": True}, {"text": "c", "correct": False}]}
+        for i in range(3)
+    ]  # fmt: skip
+    return read_data(write(*rows))
+
+
+def test_quantization_by_hand(data: Data) -> None:
+    reference = Scored("full", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], None, [0.3]], "last")
+    ours = Scored("int8", [[0.8, 0.6], [0.4], [0.8, 0.6], [0.5], [0.1, 0.1], [0.3]], "last")
+    result = quantization(data, ours, reference)
+    assert (result.traces, result.rewards, result.left_out) == (5, 7, 1)
+    assert result.mean.value == pytest.approx((0.1 + 0.2 + 0.2) / 7)
+    assert result.maximum == pytest.approx(0.2)
+    assert result.flips.value == pytest.approx(1 / 7)  # 0.4 -> 0.6
+    assert result.first_weak.value == pytest.approx(4 / 5)  # [0.8, 0.4] has a weak step, [0.8, 0.6] has none
+    assert result.best.value == 0.5  # p0: the same; p1: 0.4 against 0.5, now 0.6 against 0.5
+    assert result.mean.low <= result.mean.value <= result.mean.high
+    assert worst(data, ours, reference, 2) == [1, 2]
+
+
+def test_capability_by_hand(data: Data) -> None:
+    reference = Scored("large", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], [0.7, 0.7], [0.7]], "min")
+    ours = Scored("small", [[0.5, 0.3], [0.1], [0.8, 0.2], [0.1], [0.9, 0.9], [0.8]], "last")
+    result = capability(data, ours, reference)
+    assert result.order.value == 0.5  # p0 the same, p1 the other way round, p2 tied in the reference
+    assert result.best.value == pytest.approx(2 / 3)
+
+
+def test_data_without_common_traces_gives_no_numbers(data: Data) -> None:
+    nothing = Scored("none", [None] * 6, "last")
+    result = quantization(data, nothing, nothing)
+    assert (result.traces, result.left_out) == (0, 6)
+    assert result.mean.value != result.mean.value
+    assert result.spearman.value != result.spearman.value
+
+
+def test_best_of_n_of_a_file(data: Data) -> None:
+    scored = Scored("judge", [[0.1, 0.9], [0.5], [0.1, 0.2], [0.5], [0.1, 0.9], [0.5]], "last")
+    result = quality.best_of_n(data, scored)
+    assert result is not None
+    assert (result.n, result.problems) == ([1, 2], 3)
+    assert result.chosen == pytest.approx([0.5, 2 / 3])
+    assert result.oracle == pytest.approx([0.5, 1.0])
+    assert result.random == pytest.approx([0.5, 0.5])
+    assert "chooses right 66.7% of the time" in result.verdict
+
+
+def test_the_verdict_says_when_majority_vote_wins(write: Write) -> None:
+    texts = [{"text": f"A: {n}", "correct": n == 4} for n in (4, 4, 5)]
+    data = read_data(write({"problem": "P", "candidates": texts}))
+    result = quality.best_of_n(data, Scored("judge", [[0.1], [0.2], [0.9]], "last"))
+    assert result is not None
+    assert "majority vote wins with 100.0%" in result.verdict
+
+
+def test_files_without_labels_have_no_quality(data: Data, write: Write) -> None:
+    assert quality.step_quality(data, Scored("judge", [[0.5]] * 6, "last"), 0.5) is None
+    plain = read_data(write({"problem": "P", "steps": ["a"]}, name="plain"))
+    assert quality.best_of_n(plain, Scored("judge", [[0.5]], "last")) is None
+
+
+def test_the_threshold_is_fitted_where_f1_is_highest(write: Write) -> None:
+    rows = [{**PROCESS_BENCH, "id": i, "label": label} for i, label in enumerate((1, 0, -1, -1))]
+    data = read_data(write(*rows))
+    scored = Scored("judge", [[0.9, 0.3, 0.8], [0.2, 0.9, 0.9], [0.6, 0.7, 0.8], [0.5, 0.9, 0.9]], "min")
+    threshold = quality.fit_threshold(data, scored.rewards)
+    assert 0.3 < threshold <= 0.5
+    result = quality.step_quality(data, scored, threshold, data.name)
+    assert result is not None
+    assert (result.f1.value, result.traces, result.erroneous) == (1.0, 4, 2)
+
+
+def test_the_step_auc_is_over_all_steps(write: Write) -> None:
+    data = read_data(write(PROCESS_BENCH))
+    result = quality.step_quality(data, Scored("judge", [[0.9, 0.2, 0.95]], "min"), 0.5)
+    assert result is not None
+    assert result.step_auc.value == 0.5  # the right step above one of the two wrong ones
