@@ -37,6 +37,7 @@ def loaded_after(code: str) -> set[str]:
         "import edge_prm.backends.onnx, edge_prm.check, edge_prm.rows, edge_prm.view, edge_prm.demo",
         "import edge_prm.cli\ntry: edge_prm.cli.main(['--help'])\nexcept SystemExit: pass",
         "import edge_prm.cli\ntry: edge_prm.cli.main(['export', '--help'])\nexcept SystemExit: pass",
+        "import edge_prm.cli\ntry: edge_prm.cli.main(['bench', 'fidelity', '--help'])\nexcept SystemExit: pass",
         "import edge_prm\ntry: edge_prm.load('nowhere')\nexcept edge_prm.EdgePRMError: pass",
     ],
 )
@@ -46,6 +47,12 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
 
 def test_importing_the_exporter_loads_no_engine() -> None:
     assert loaded_after("import edge_prm_export") == {"edge_prm_export"}
+
+
+def test_importing_the_benchmark_loads_no_engine_and_no_torch() -> None:
+    modules = ("suite", "data", "reference", "report", "tables", "pictures", "latency", "peers", "demo")
+    code = "\n".join(f"import edge_prm_bench.{name}" for name in modules)
+    assert loaded_after(code) == {"edge_prm_bench"}
 
 
 def test_exporting_never_loads_torch(checkpoint_of: Callable[[str], Path], bundle_of: Callable, tmp_path: Path) -> None:

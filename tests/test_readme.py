@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -41,13 +43,22 @@ def test_the_extras_of_the_set_up_exist() -> None:
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_is_in_the_readme_and_has_help(command: str) -> None:
     assert f"edge-prm {command}" in README
-    result = CliRunner().invoke(main, [command, "--help"])
-    assert result.exit_code == 0
-    assert "--json" in result.output
+    for path in [[command], *([command, part] for part in getattr(main.commands[command], "commands", ()))]:
+        result = CliRunner().invoke(main, [*path, "--help"])
+        assert result.exit_code == 0
+        if path != ["bench"] and path != ["bench", "reference"]:  # the first is a group, the second prints nothing else
+            assert "--json" in result.output
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from commands(command)
 
 
 def test_every_option_of_the_readme_exists() -> None:
-    known = {option for command in main.commands.values() for param in command.params for option in param.opts}
+    known = {option for command in commands(main) for param in command.params for option in param.opts}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README.split("## Numbers")[0]))
     assert used <= known
 
