@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime", reason='needs the engine: pip install "edge-p
 pytest.importorskip("onnx", reason='needs the exporter: pip install "edge-prm[cpu,export]"')
 
 HELD_OUT_SEED = 1_000_003  # of train_demo.py, which keeps these problems out of the training data
-HELD_OUT = 300
+HELD_OUT = 500
 LEAST_AUC = 0.95
 MOST_BYTES = 8_000_000
 

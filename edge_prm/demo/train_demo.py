@@ -2,8 +2,8 @@
 
 Needs torch, transformers, tokenizers and safetensors, and about an hour on two CPU cores. Progress goes to stderr; the
 last line of stdout is one JSON document with the held-out AUC of each checkpoint as it stands on disk, in bf16.
-The ones in the package went on after that: `demo` once (`--resume --steps 600`), `demo-reference` twice
-(`--resume --steps 900 --seed 1`, then `--resume --steps 600 --seed 2`).
+The ones in the package went on after that: `demo` once (`--resume --steps 600`), `demo-reference` three
+times (`--steps 900 --seed 1`, `--steps 600 --seed 2`, `--steps 900 --seed 3`).
 
 Both models learn one thing: at the token that closes a step, are this step and all before it right? Three more losses
 get a tiny model there in minutes: the next token of a right derivation, predicted two layers early, in which it finds
