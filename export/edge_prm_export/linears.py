@@ -1,9 +1,10 @@
 """How a recipe multiplies: the nodes of a linear layer, and its weight as it is stored.
 
-`fp32` multiplies as it stands. `int8` gives each row of an activation its own scale, largest |x| / 127, so that a
-step's score never depends on its neighbours. Behind an RMSNorm the rotated rows are close to Gaussian and need no more;
-rows of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight) spreads over 64 values first. Where
-errors hurt most for the time it takes, a row is written as two 8-bit terms, and the weight multiplied twice.
+`fp32` multiplies as it stands. `int8` never lets the scale of a token's activation depend on other tokens. Behind an
+RMSNorm the rotated rows are close to Gaussian, whatever the text: one scale, known at export, fits all. Other rows have
+a scale each, largest |x| / 127; those of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight)
+spreads over 64 values first. Where errors hurt most for the time it takes, a row is written as two 8-bit terms, and the
+weight multiplied twice.
 """
 
 from __future__ import annotations
