@@ -39,6 +39,11 @@ def check_aggregate(name: str) -> str:
     return name
 
 
+def default_aggregate(head_kind: str) -> str:
+    """A sigmoid head's last reward is of the whole text; other heads judge each step by itself."""
+    return "last" if head_kind == "sigmoid" else "min"
+
+
 def check_early_stop(name: str) -> None:
     """InputError unless `name` is an aggregate that a step can only lower."""
     if name not in NON_INCREASING:

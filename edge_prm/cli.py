@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from edge_prm import __version__
+from edge_prm.aggregate import AGGREGATES
 from edge_prm.cli_bench import bench
 from edge_prm.progress import show_progress
+from edge_prm.source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from edge_prm.prm import PRM
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 1
-DEFAULT_SOURCE = "Gen-Verse/ReasonFlux-PRM-1.5B"
-AGGREGATES = ("last", "mean", "min", "prod", "reasonflux")
 
 
 class _Group(click.Group):
@@ -52,7 +52,7 @@ def main() -> None:
 _threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the terminal view.")
 _aggregate = click.option(
-    "--aggregate", type=click.Choice(AGGREGATES), help="From step rewards to a score (default: the bundle's)."
+    "--aggregate", type=click.Choice(tuple(AGGREGATES)), help="From step rewards to a score (default: the bundle's)."
 )
 _split = click.option(
     "--split",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edge_prm.aggregate import AGGREGATES
 from edge_prm.progress import show_progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 _bundles = click.argument("bundles", nargs=-1, metavar="[BUNDLE]...", type=_FILE)
 _threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
 _aggregate = click.option(
-    "--aggregate", type=click.Choice(("last", "mean", "min", "prod", "reasonflux")),
+    "--aggregate", type=click.Choice(tuple(AGGREGATES)),
     help="From step rewards to a score (default: the head's own).",
 )  # fmt: skip
 _threshold = click.option(

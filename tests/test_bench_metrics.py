@@ -13,7 +13,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_prm_bench import metrics, quality
-from edge_prm_bench.metrics import Estimate
 
 stats = pytest.importorskip("scipy.stats", reason="the judge of the statistics is scipy: pip install scipy")
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install scikit-learn")
@@ -181,7 +180,3 @@ def test_majority_vote_of_many_candidates_is_sampled_and_close() -> None:
     correct = [answer == "right" for answer in answers]
     exact = sum(stats.hypergeom(20, 12, 9).pmf(k) for k in range(5, 10))
     assert quality.vote_accuracy(answers, correct, 9) == pytest.approx(exact, abs=0.05)
-
-
-def test_an_estimate_without_interval_says_so() -> None:
-    assert math.isnan(Estimate(0.5).low)

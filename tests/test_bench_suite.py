@@ -278,6 +278,18 @@ def test_a_text_over_the_context_is_left_out_and_counted(
     assert (one["traces"], one["left_out"]) == (3, 1)
 
 
+def test_two_files_of_one_name_are_kept_apart(pair: tuple[tuple[Path, ...], Options], tmp_path: Path) -> None:
+    """Data limited to a part, and the threshold fitted on the whole of it and on another file of the same name."""
+    (bundle, _), options = pair
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / options.data[0].name
+    other.write_text("".join(options.data[0].read_text().splitlines(keepends=True)[30:90]))
+    result = run("bench", "quality", bundle, "--data", options.data[0], "--data", other, "--fit", other)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])["step_quality"]
+    assert [one["traces"] for one in found] == [200, 60]
+
+
 # small things
 
 

@@ -42,10 +42,6 @@ def test_score_aggregates_as_asked(bundle: Path, rows: Callable, name: str) -> N
     assert row["score"] == AGGREGATES[name](row["rewards"])
 
 
-def test_the_aggregates_offered_are_those_there_are() -> None:
-    assert set(cli.AGGREGATES) == set(AGGREGATES)
-
-
 def test_score_splits_as_asked(bundle: Path, rows: Callable) -> None:
     file = rows({"problem": PROMPT, "completion": "a\nb\n\nc; d"})
     counts = {split: len(json.loads(run("score", bundle, file, "--json", "--split", split).stdout)["rewards"])

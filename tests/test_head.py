@@ -31,9 +31,6 @@ from edge_prm_export.template import input_format
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
-NORM = "model.norm.weight"
-EMBEDDING = "model.embed_tokens.weight"
-
 
 # heads
 

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Data:
     traces: tuple[Trace, ...]
     split: str
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of ids and texts, exactly as they are scored."""
         digest = hashlib.sha256()

@@ -68,7 +68,7 @@ def describe_device() -> Device:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         governor=_text(_CPU / "cpu0/cpufreq/scaling_governor"),
         power_mode=_power_mode(),
-        versions=_versions(("edge-prm", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")),
+        versions=installed_versions(("edge-prm", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")),
     )
 
 
@@ -106,7 +106,7 @@ def _power_mode() -> str | None:
     return next((line.split(":", 1)[1].strip() for line in answer.splitlines() if "Power Mode" in line), None)
 
 
-def _versions(names: Sequence[str]) -> dict[str, str]:
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -41,6 +41,11 @@ class EnergyMeter:
         self._tegrastats = shutil.which(tegrastats)
         self._milliwatts: list[int] = []
 
+    @property
+    def available(self) -> bool:
+        """Whether anything on this device can be read."""
+        return bool(self._packages or self._tegrastats)
+
     def __enter__(self) -> EnergyMeter:
         self._started = time.perf_counter()
         self._before = [_counter(package / "energy_uj") for package in self._packages]

@@ -7,8 +7,6 @@ import time
 import numpy as np
 
 ROWS, INNER, COLUMNS = 512, 1536, 8960
-GOP_PER_TOKEN_1_5B = 2.62
-"""Multiplications and additions of the linear layers of a 1.5B, per token, in billions."""
 
 
 def int8_gemm_gops(threads: int | None = None, repeats: int = 8) -> float:

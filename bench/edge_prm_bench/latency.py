@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import edge_prm
+from edge_prm.errors import ContextLengthError
 from edge_prm.manifest import Manifest
 from edge_prm_bench import metrics
 
@@ -135,7 +136,7 @@ def measure_rank(prm: edge_prm.PRM) -> Rank | None:
     candidates = [[f"Basket {i} holds {j} apples and {i * j} pears." for j in range(6)] for i in range(CANDIDATES)]
     try:
         alone = [prm.score(PROMPT, candidate).tokens for candidate in candidates]
-    except edge_prm.EdgePRMError:
+    except ContextLengthError:
         return None
     with prm.session(PROMPT) as session:  # the prompt's own length: that of a text less its step
         session.push("x", last=True)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm import view
+
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 SEED = 20_011
@@ -89,7 +91,8 @@ def flips(left: Sequence[float] | Floats, right: Sequence[float] | Floats, thres
 
 def first_weak(rewards: Sequence[float], threshold: float) -> int:
     """Index of the first reward below the threshold, -1 when there is none (as ProcessBench labels it)."""
-    return next((index for index, reward in enumerate(rewards) if reward < threshold), -1)
+    index = view.first_weak(rewards, threshold)
+    return -1 if index is None else index
 
 
 def best_of(scores: Sequence[float]) -> int:

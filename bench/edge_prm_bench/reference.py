@@ -5,9 +5,7 @@ The 7B needs a machine that holds it; every comparison afterwards needs the file
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import CheckpointNotFoundError, InputError
 from edge_prm.source import checkpoint_sha256, find_checkpoint
 from edge_prm_bench.data import Data, Trace
+from edge_prm_bench.device import installed_versions
 from edge_prm_bench.reference_file import Provenance, Reference, ReferenceWriter, Row, done_ids, read_reference
 from edge_prm_bench.torch_model import TorchPRM, head_kind
 
@@ -56,7 +55,7 @@ def make_reference(
         data_sha256=data.sha256,
         split=data.split,
         traces=len(data.traces),
-        versions=_versions(),
+        versions=installed_versions(("torch", "transformers", "tokenizers", "edge-prm")),
     )
     done = done_ids(output, provenance)
     left = [trace for trace in data.traces if trace.id not in done]
@@ -94,13 +93,3 @@ def _rows(model: TorchPRM, traces: Sequence[Trace], batch_size: int) -> Iterator
             for (id_, (ids, _)), row in zip(encoded.items(), rewards, strict=True):
                 rows[id_] = Row(id_, tuple(row), len(ids))
         yield [rows[trace.id] for trace in traces[start : start + batch_size]]
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "edge-prm"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

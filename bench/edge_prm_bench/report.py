@@ -19,8 +19,7 @@ WORST = 5
 LONGEST_TEXT = 400
 VERDICTS = {"good": "Faithful", "fair": "Close, not the same", "bad": "Not faithful"}
 GOOD_MEAN, FAIR_MEAN = 0.01, 0.03
-"""Mean differences of reward: within the first a quantized judge is as good as the full one in practice (torch bf16
-differs by 0.0025 from fp32), beyond the second its verdicts change."""
+"""This report's own grades of a mean difference of reward; beside them, torch bf16 differs from fp32 by 0.003."""
 
 
 @dataclass(frozen=True)

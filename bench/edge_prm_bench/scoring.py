@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import edge_prm
+from edge_prm.aggregate import default_aggregate
 from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import ContextLengthError, InputError
-from edge_prm.manifest import MANIFEST_NAME, Manifest
+from edge_prm.manifest import MANIFEST_NAME, Manifest, read_manifest
 from edge_prm_bench.data import Data, read_data
 from edge_prm_bench.fidelity import Rewards, Scored
 from edge_prm_bench.reference_file import Reference, read_reference
@@ -33,11 +34,6 @@ class Judge:
         return Scored(self.name, rewards, self.aggregate)
 
 
-def default_aggregate(head: str) -> str:
-    """As the exporter sets it: a sigmoid head's last reward is of the whole text, others judge each step by itself."""
-    return "last" if head == "sigmoid" else "min"
-
-
 def bundle_judge(folder: Path, manifest: Manifest, name: str, aggregate: str | None) -> Judge:
     return Judge(
         name,
@@ -51,8 +47,6 @@ def bundle_judge(folder: Path, manifest: Manifest, name: str, aggregate: str | N
 
 def reference_judge(path: Path, aggregate: str | None) -> Judge:
     """A reference file, or a bundle folder of full precision."""
-    from edge_prm.manifest import read_manifest
-
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         manifest = read_manifest(path)
         if manifest.recipe.name not in FULL_PRECISION:
@@ -80,19 +74,19 @@ def read_files(
 
     InputError when a reference file was made from none of them.
     """
-    found = {judge.name: read_reference(judge.source) for judge in references if judge.source.is_file()}
-    used: set[str] = set()
+    found = {judge: read_reference(judge.source) for judge in references if judge.source.is_file()}
+    used: set[Judge] = set()
     files = []
     for path in paths:
         data = read_data(path, split=split)
-        fitting = {name: part for name, reference in found.items() if (part := _part(path, data, reference))}
+        fitting = {judge: part for judge, reference in found.items() if (part := _part(path, data, reference))}
         used |= fitting.keys()
         if fitting and limit is None:
             files.append(max(fitting.values(), key=lambda part: len(part.traces)))
         else:
             files.append(data.first(limit if limit is not None else default_limit))
-    for name, reference in found.items():
-        if name not in used:
+    for judge, reference in found.items():
+        if judge not in used:
             raise InputError(
                 f"{reference.place} was made from other data ({reference.provenance.data}, "
                 f"{reference.provenance.traces} traces) than {', '.join(map(str, paths)) or 'none'}; give its file"

@@ -21,6 +21,9 @@ LIMIT = 64
 """Traces of a file that are scored when nothing else is said: a minute or two on a laptop."""
 LIMIT_TOKENS = 512
 
+_Scores = dict[tuple[Judge, str], fidelity.Scored]
+"""By judge and by the hash of the data: two files can have one name."""
+
 
 def run_suite(folders: Sequence[Path], options: Options, progress: Any) -> Results:
     """Measure every bundle. Raises InputError for data or references that do not fit, before any model work."""
@@ -123,8 +126,11 @@ def _speed(judge: Judge, manifest: Manifest, options: Options, gops: float, prog
 
 def _energy(prm: edge_prm.PRM, near: latency.Prefill) -> Energy | None:
     """Energy of one text, averaged over two seconds of work at least."""
+    meter = EnergyMeter()
+    if not meter.available:
+        return None
     runs = max(1, round(2 / near.timing.p50))
-    with EnergyMeter() as meter:
+    with meter:
         for _ in range(runs):
             latency.measure_prefill(prm, near.tokens, runs=1)
     if meter.energy is None:
@@ -149,16 +155,16 @@ def _judge(
     progress: Any,
 ) -> None:
     """Score the files with every judge once, then compare and measure."""
-    scored: dict[tuple[str, str], fidelity.Scored] = {}
-    everything = [*files, *([fit_on] if fit_on else [])]
+    scored: _Scores = {}
+    everything = {data.sha256: data for data in (*files, *([fit_on] if fit_on else []))}
     for judge in (*ours, *references):
         if judge.source.is_file():
             for data in files:
-                scored[judge.name, data.name] = judge.scored(scoring.rewards_of_file(judge, data))
+                scored[judge, data.sha256] = judge.scored(scoring.rewards_of_file(judge, data))
             continue
         with edge_prm.load(judge.source, threads=options.threads) as prm:
-            for data in everything:
-                scored[judge.name, data.name] = judge.scored(scoring.rewards_of_bundle(prm, data, progress))
+            for data in everything.values():
+                scored[judge, data.sha256] = judge.scored(scoring.rewards_of_bundle(prm, data, progress))
     for data in files:
         if "fidelity" in options.parts:
             _compare(results, data, ours, references, scored, options.threshold)
@@ -171,7 +177,7 @@ def _compare(
     data: Data,
     ours: Sequence[Judge],
     references: Sequence[Judge],
-    scored: dict[tuple[str, str], fidelity.Scored],
+    scored: _Scores,
     threshold: float,
 ) -> None:
     """Every bundle against every reference; references of one checkpoint against each other are the noise floor."""
@@ -179,7 +185,7 @@ def _compare(
     for judge in ours:
         full = next((r for r in order if r.checkpoint == judge.checkpoint), None)
         for reference in references:
-            pair = (scored[judge.name, data.name], scored[reference.name, data.name])
+            pair = (scored[judge, data.sha256], scored[reference, data.sha256])
             if all(rewards is None for rewards in pair[1].rewards):
                 continue
             if reference is full:
@@ -191,7 +197,7 @@ def _compare(
     for index, left in enumerate(order):
         for right in order[index + 1 :]:
             if left.checkpoint == right.checkpoint:
-                pair = (scored[right.name, data.name], scored[left.name, data.name])
+                pair = (scored[right, data.sha256], scored[left, data.sha256])
                 results.noise_floor.append(fidelity.quantization(data, *pair, threshold))
 
 
@@ -199,15 +205,15 @@ def _measure_quality(
     results: Results,
     data: Data,
     judges: Sequence[Judge],
-    scored: dict[tuple[str, str], fidelity.Scored],
+    scored: _Scores,
     fit_on: Data | None,
     threshold: float,
 ) -> None:
     for judge in judges:
-        one = scored[judge.name, data.name]
+        one = scored[judge, data.sha256]
         limits = [(threshold, "")]
-        if fit_on is not None and (judge.name, fit_on.name) in scored:
-            limits = [(quality.fit_threshold(fit_on, scored[judge.name, fit_on.name].rewards), fit_on.name)]
+        if fit_on is not None and (judge, fit_on.sha256) in scored:
+            limits = [(quality.fit_threshold(fit_on, scored[judge, fit_on.sha256].rewards), fit_on.name)]
         elif any(trace.first_wrong is not None for trace in data.traces):
             limits.append((quality.fit_threshold(data, one.rewards), data.name))
         for limit, fitted_on in limits:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import edge_prm
+from edge_prm.aggregate import default_aggregate
 from edge_prm.backends import load_model
 from edge_prm.bundle import Bundle, sha256_of, stamp_files
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
@@ -247,7 +248,7 @@ def _manifest(
             vocabulary=config.vocabulary,
             intermediate=config.intermediate,
         ),
-        head=Head(head.kind, "last" if head.kind == "sigmoid" else "min"),
+        head=Head(head.kind, default_aggregate(head.kind)),
         input=form,
         context_length=config.context_length,
         recipe=recipe,
