@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from edge_prm.aggregate import aggregate as aggregate_rewards
@@ -45,8 +46,10 @@ class PRM:
         self._bundle = bundle
         self.folder = bundle.folder
         self.threads = threads
-        self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
-        self.model = load_model(bundle, backend, threads, device)
+        with ThreadPoolExecutor(1) as pool:  # tokenizer and weights take their time on a core each
+            model = pool.submit(load_model, bundle, backend, threads, device)
+            self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
+            self.model = model.result()
         self._idle: PrefixScorer | None = None
         self._lock = threading.Lock()
 

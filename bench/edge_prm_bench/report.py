@@ -12,7 +12,7 @@ from edge_prm.errors import MissingExtraError
 from edge_prm_bench.fidelity import Quantization, worst
 from edge_prm_bench.pictures import pictures
 from edge_prm_bench.results import BundleResult, Comparison, Results
-from edge_prm_bench.tables import hardware, size, tables
+from edge_prm_bench.tables import hardware, number, size, tables
 
 TEMPLATE = "report.html.jinja"
 WORST = 5
@@ -71,14 +71,14 @@ def sentence(results: Results, bundle: BundleResult) -> str:
     main = _main(results, bundle)
     if main is not None:
         floors = [floor for floor in results.noise_floor if floor.data == main.data]
-        beside = "".join(f"; {floor.ours} differs by {floor.mean.value:.4f}" for floor in floors)
+        beside = "".join(f"; {floor.ours} differs by {number(floor.mean.value)}" for floor in floors)
         parts.append(
             f"{VERDICTS[_grade(main.mean.value)]}: on {main.traces} traces of {main.data} its rewards are "
-            f"{main.mean.value:.4f} from full precision on average, and {main.flips.value:.1%} of the verdicts "
+            f"{number(main.mean.value)} from full precision on average, and {main.flips.value:.1%} of the verdicts "
             f"flip{beside}."
         )
     elif bundle.golden is not None:
-        parts.append(f"Its golden rewards are {bundle.golden.mean_difference:.4f} from full precision on average.")
+        parts.append(f"Its golden rewards are {number(bundle.golden.mean_difference)} from full precision on average.")
     parts += [chosen.verdict for chosen in results.best_of_n if chosen.name == bundle.name]
     if results.throttling is not None and results.throttling.slowed:
         parts.append(results.throttling.sentence)
@@ -98,7 +98,7 @@ def cards(results: Results, bundle: BundleResult) -> list[Card]:
             made.append(Card(f"{speed.push.first.p50 * 1000:.0f} ms", f"to judge a step of {speed.push.tokens} tokens"))
     main = _main(results, bundle)
     if main is not None:
-        made.append(Card(f"{main.mean.value:.4f}", "mean difference from full precision", _grade(main.mean.value)))
+        made.append(Card(number(main.mean.value), "mean difference from full precision", _grade(main.mean.value)))
     others = [one for one in results.capability if one.ours == bundle.name and not math.isnan(one.spearman.value)]
     if others:
         made.append(Card(f"{others[0].spearman.value:.2f}", f"rank correlation with {others[0].reference}"))

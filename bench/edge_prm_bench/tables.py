@@ -74,15 +74,17 @@ def size(gigabytes: float) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A value as a table shows it; NaN and None are no numbers."""
-    return "–" if value is None or math.isnan(value) else format(value, form)
+    """A value as a table shows it: NaN and None are no numbers, and what is not zero is not shown as zero."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.1e}" if form == ".4f" and 0 < abs(value) < 5e-5 else format(value, form)
 
 
 def estimate(value: Estimate, form: str = ".4f") -> str:
     """A value with its 95% interval."""
     if math.isnan(value.value) or math.isnan(value.low):
         return number(value.value, form)
-    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    return f"{number(value.value, form)} [{number(value.low, form)}, {number(value.high, form)}]"
 
 
 def _render(table: Table, form: str) -> str:

@@ -7,7 +7,6 @@ them (sigmoid) or at the separator token (two-class), and the head is applied in
 from __future__ import annotations
 
 import json
-import logging
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ class TorchPRM:
             import torch
             from safetensors import safe_open
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging as hf_logging
         except ImportError as error:
             raise MissingExtraError("reference", [error.name or "torch"]) from None
         if device == "cuda" and not torch.cuda.is_available():
@@ -35,7 +35,8 @@ class TorchPRM:
         if threads:
             torch.set_num_threads(threads)
         self._torch: Any = torch
-        logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # it warns of heads it does not know
+        hf_logging.set_verbosity_error()  # it warns of heads that it does not know
+        hf_logging.disable_progress_bar()
         self._device = device
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)

@@ -20,7 +20,7 @@ from edge_prm_export.graph import MS, GraphWriter
 from edge_prm_export.head import RewardHead
 from edge_prm_export.linears import FeedForward, Linears
 from edge_prm_export.reference import LayerInputs, ReferenceRun
-from edge_prm_export.rotate import Rotation
+from edge_prm_export.weights import DecoderWeights
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -41,13 +41,12 @@ class _Decoder:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.linears = linears
-        self.residual_rotation = Rotation(self.config.hidden, identity=not linears.rotates)
-        self.value_rotation = Rotation(self.config.head_dim, identity=not linears.rotates)
+        self.weights = DecoderWeights(checkpoint, rotated=linears.rotates)
 
     def write(self, head: RewardHead, reference: ReferenceRun) -> Iterator[int]:
         graph = self.graph
         self._inputs()
-        residual = self.linears.embed("embedding", self.checkpoint, self.residual_rotation)
+        residual = self.linears.embed("embedding", self.weights)
         normed = graph.node(
             "SimplifiedLayerNormalization",
             [residual, self._ones()],
@@ -93,7 +92,8 @@ class _Decoder:
         """Query, key and value in one multiplication; rotary embedding and cache inside the attention operator."""
         graph, config = self.graph, self.config
         name = f"layer.{layer}.qkv"
-        weight, bias = self._qkv(layer)
+        parts = [self.weights.attention_input(layer, kind) for kind in ("q", "k", "v")]
+        weight, bias = (np.concatenate(part) for part in zip(*parts, strict=True))
         packed = self.linears.attention_input(name, normed, lambda: weight, self._rotated(seen.attention), bias)
         packed = graph.node("Unsqueeze", [packed, graph.constant("axis.0", [0], np.int64)], f"{name}.batched")
         past = [f"past_key.{layer}", f"past_value.{layer}"]
@@ -112,49 +112,19 @@ class _Decoder:
         width = graph.constant("attention.shape", [-1, config.heads * config.head_dim], np.int64)
         return graph.node("Reshape", [attended, width], f"layer.{layer}.attention.rows")
 
-    def _qkv(self, layer: int) -> tuple[Array, Array]:
-        config = self.config
-        norm = self._norm(f"model.layers.{layer}.input_layernorm.weight")
-        weights: list[Array] = []
-        biases: list[Array] = []
-        for kind, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
-            name = f"model.layers.{layer}.self_attn.{kind}_proj"
-            weight: Array = self.checkpoint.tensor(f"{name}.weight", heads * config.head_dim, config.hidden)
-            bias: Array = self.checkpoint.tensor(f"{name}.bias", heads * config.head_dim)
-            if kind == "v":  # a rotation of each head's values comes out again in the output projection
-                weight = self.value_rotation.apply(weight.T.reshape(config.hidden, heads, config.head_dim))
-                weight = weight.reshape(config.hidden, -1).T
-                bias = self.value_rotation.apply(bias.reshape(heads, config.head_dim)).reshape(-1)
-            weights.append(weight)
-            biases.append(bias)
-        return self.residual_rotation.apply(np.concatenate(weights) * norm), np.concatenate(biases)
-
     def _attention_output(self, layer: int, attended: str, seen: LayerInputs) -> str:
-        config = self.config
-        weight: Array = self.checkpoint.tensor(
-            f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
-        )
-        rotated = self._rotate_output(self._rotate_values(weight))
-        name = f"layer.{layer}.output"
-        return self.linears.attention_output(name, attended, lambda: rotated, self._rotate_values(seen.output))
+        weights = self.weights
+        name, inputs = f"layer.{layer}.output", weights.rotate_values(seen.output)
+        return self.linears.attention_output(name, attended, lambda: weights.attention_output(layer), inputs)
 
     def _feed_forward(self, layer: int, normed: str, seen: LayerInputs) -> str:
         """SwiGLU: down(silu(gate(x)) * up(x))."""
-        config = self.config
-        norm = self._norm(f"model.layers.{layer}.post_attention_layernorm.weight")
-
-        def read(kind: str, *shape: int) -> Array:
-            return self.checkpoint.tensor(f"model.layers.{layer}.mlp.{kind}_proj.weight", *shape)
-
-        def from_residual(kind: str) -> Array:
-            return self.residual_rotation.apply(read(kind, config.intermediate, config.hidden) * norm)
-
         weights = FeedForward(
-            gate=lambda: from_residual("gate"),
-            up=lambda: from_residual("up"),
-            down=lambda: self._rotate_output(read("down", config.hidden, config.intermediate)),
+            gate=lambda: self.weights.feed_forward(layer, "gate"),
+            up=lambda: self.weights.feed_forward(layer, "up"),
+            down=lambda: self.weights.feed_forward(layer, "down"),
             down_seen=seen.down,
-            few_rows=layer == config.layers - 1,
+            few_rows=layer == self.config.layers - 1,
         )
         return self.linears.feed_forward(f"layer.{layer}.mlp", normed, weights, self._rotated(seen.feed_forward))
 
@@ -172,7 +142,7 @@ class _Decoder:
     def _head(self, head: RewardHead, normed: str) -> None:
         """The reward head, in fp32: its linears, then sigmoid of the one output or softmax's second class."""
         graph = self.graph
-        first = self.residual_rotation.apply(head.layers[0][0] * self._norm("model.norm.weight"))
+        first = self.weights.head(head.layers[0][0])
         value = normed
         for index, (weight, bias) in enumerate(head.layers):
             if index:
@@ -189,20 +159,8 @@ class _Decoder:
             value = graph.node("Gather", [classes, graph.constant("class.1", [1], np.int64)], "probability", axis=1)
         graph.node("Reshape", [value, graph.constant("flat", [-1], np.int64)], "rewards")
 
-    def _rotate_output(self, weight: Array) -> Array:
-        """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
-        return self.residual_rotation.apply(weight.T).T
-
-    def _rotate_values(self, rows: Array) -> Array:
-        """Rotate each head's values within the head: rows `[..., heads * head_dim]`."""
-        per_head = rows.reshape(-1, self.config.heads, self.config.head_dim)
-        return self.value_rotation.apply(per_head).reshape(rows.shape)
-
     def _rotated(self, rows: Array) -> Array:
-        return self.residual_rotation.apply(rows)
-
-    def _norm(self, name: str) -> Array:
-        return self.checkpoint.tensor(name, self.config.hidden)
+        return self.weights.residual.apply(rows)
 
     def _ones(self) -> str:
         return self.graph.weight("norm.ones", np.ones(self.config.hidden, dtype=np.float32))

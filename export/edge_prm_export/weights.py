@@ -1,0 +1,84 @@
+"""A Qwen2 checkpoint's weights as a graph wants them: norm weights folded into the linears behind them, and rotated.
+
+With a rotation, the residual stream and each head's values are rotated (see rotate.py); without one, the weights are
+those of the checkpoint with the norms folded in. Either way a norm that is left has no weight of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.rotate import Rotation
+
+Array = npt.NDArray[np.floating[Any]]
+
+EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING_BLOCK_ROWS = 8192
+
+
+class DecoderWeights:
+    """Weights `[out, in]` of one layer at a time, float32, read when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, *, rotated: bool) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.residual = Rotation(self.config.hidden, identity=not rotated)
+        self.values = Rotation(self.config.head_dim, identity=not rotated)
+
+    def embedding_blocks(self) -> Iterator[Array]:
+        """The embedding in blocks of rows: whole, it would need a gigabyte."""
+        config = self.config
+        self.checkpoint.check_shape(EMBEDDING, config.vocabulary, config.hidden)
+        for start in range(0, config.vocabulary, EMBEDDING_BLOCK_ROWS):
+            end = min(start + EMBEDDING_BLOCK_ROWS, config.vocabulary)
+            yield self.residual.apply(self.checkpoint.rows(EMBEDDING, start, end))
+
+    def attention_input(self, layer: int, kind: str) -> tuple[Array, Array]:
+        """Weight and bias of `q`, `k` or `v`. What rotates a head's values is undone in the output projection."""
+        config = self.config
+        heads = config.heads if kind == "q" else config.kv_heads
+        name = f"model.layers.{layer}.self_attn.{kind}_proj"
+        weight: Array = self.checkpoint.tensor(f"{name}.weight", heads * config.head_dim, config.hidden)
+        bias: Array = self.checkpoint.tensor(f"{name}.bias", heads * config.head_dim)
+        if kind == "v":
+            weight = self.values.apply(weight.T.reshape(config.hidden, heads, config.head_dim))
+            weight = weight.reshape(config.hidden, -1).T
+            bias = self.values.apply(bias.reshape(heads, config.head_dim)).reshape(-1)
+        return self._from_residual(weight, f"model.layers.{layer}.input_layernorm.weight"), bias
+
+    def attention_output(self, layer: int) -> Array:
+        config = self.config
+        weight: Array = self.checkpoint.tensor(
+            f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
+        )
+        return self._to_residual(self.rotate_values(weight))
+
+    def feed_forward(self, layer: int, kind: str) -> Array:
+        """Weight of `gate`, `up` or `down`."""
+        config = self.config
+        shape = (config.hidden, config.intermediate) if kind == "down" else (config.intermediate, config.hidden)
+        weight: Array = self.checkpoint.tensor(f"model.layers.{layer}.mlp.{kind}_proj.weight", *shape)
+        if kind == "down":
+            return self._to_residual(weight)
+        return self._from_residual(weight, f"model.layers.{layer}.post_attention_layernorm.weight")
+
+    def head(self, weight: Array) -> Array:
+        """A weight `[out, hidden]` that reads the final norm's output."""
+        return self._from_residual(weight, "model.norm.weight")
+
+    def rotate_values(self, rows: Array) -> Array:
+        """Rotate each head's values within the head: rows `[..., heads * head_dim]`."""
+        per_head = rows.reshape(-1, self.config.heads, self.config.head_dim)
+        return self.values.apply(per_head).reshape(rows.shape)
+
+    def _from_residual(self, weight: Array, norm: str) -> Array:
+        return self.residual.apply(weight * self.checkpoint.tensor(norm, self.config.hidden))
+
+    def _to_residual(self, weight: Array) -> Array:
+        """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
+        return self.residual.apply(weight.T).T
