@@ -95,7 +95,7 @@ def head_rows(weights: DecoderWeights, head: RewardHead, kind: str) -> HeadRows 
 
     vocabulary = weights.config.vocabulary
     used = _vocabulary(weights.checkpoint)
-    spare = [row for row in range(vocabulary) if row not in used]
+    spare = [row for row in range(vocabulary) if used.get(row, _padding(row)) == _padding(row)]
     if head.kind != "sigmoid" or len(spare) < 2:
         return None
     weight, bias = head.layers[0]
@@ -154,6 +154,11 @@ class _Once:
         return self._value
 
 
+def _padding(id_: int) -> str:
+    """What llama.cpp's converters call a row without a token; a tokenizer that went through GGUF lists them."""
+    return f"[PAD{id_}]"
+
+
 def _embedding_kind(kind: str) -> str:
     """Eight bits at least: the head's rows are among the embedding's."""
     return kind if kind in ("F32", "F16", "BF16") else "Q8_0"
@@ -207,7 +212,7 @@ def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
     added = {token["id"] for token in data.get("added_tokens", ())}
     tokens, types = [], []
     for id_ in range(checkpoint.config.vocabulary):
-        tokens.append(known.get(id_, f"[PAD{id_}]"))
+        tokens.append(known.get(id_, _padding(id_)))
         types.append(
             _UNUSED if id_ not in known else _CONTROL if id_ in special else _USER_DEFINED if id_ in added else _NORMAL
         )
