@@ -59,7 +59,7 @@ def write_gguf(path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, 
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    weights = DecoderWeights(checkpoint, rotated=rotated)
+    weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
     rows = head_rows(weights, head, kind)
     tensors = list(_tensors(weights, rows, kind))
     writer = GGUFWriter(path, "qwen2")
@@ -120,11 +120,17 @@ def _tensors(weights: DecoderWeights, rows: HeadRows | None, kind: str) -> Itera
     hidden, inner, width = config.hidden, config.intermediate, config.heads * config.head_dim
     shared = config.kv_heads * config.head_dim
     yield _Tensor("token_embd.weight", (config.vocabulary, hidden), _embedding_kind(kind), lambda: np.empty(0))
-    yield _Tensor("output_norm.weight", (hidden,), "F32", lambda: np.ones(hidden))
+    yield _Tensor("output_norm.weight", (hidden,), "F32", lambda: weights.norm("model.norm.weight"))
     for layer in range(config.layers):
         prefix = f"blk.{layer}"
-        yield _Tensor(f"{prefix}.attn_norm.weight", (hidden,), "F32", lambda: np.ones(hidden))
-        yield _Tensor(f"{prefix}.ffn_norm.weight", (hidden,), "F32", lambda: np.ones(hidden))
+        yield _Tensor(
+            f"{prefix}.attn_norm.weight", (hidden,), "F32",
+            lambda layer=layer: weights.norm(f"model.layers.{layer}.input_layernorm.weight"),  # type: ignore[misc]
+        )
+        yield _Tensor(
+            f"{prefix}.ffn_norm.weight", (hidden,), "F32",
+            lambda layer=layer: weights.norm(f"model.layers.{layer}.post_attention_layernorm.weight"),  # type: ignore[misc]
+        )
         for part, outputs in (("q", width), ("k", shared), ("v", shared)):
             both = _Once(lambda layer=layer, part=part: weights.attention_input(layer, part))  # type: ignore[misc]
             yield _Tensor(f"{prefix}.attn_{part}.weight", (outputs, hidden), kind, lambda both=both: both()[0])  # type: ignore[misc]
