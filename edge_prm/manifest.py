@@ -17,7 +17,10 @@ MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 1
 HEAD_KINDS = ("sigmoid", "two_class", "token_class")
 INPUT_FORMATS = ("raw", "template", "pieces")
-NEEDED_FILES = {"onnx": ("tokenizer.json", "model.onnx", "model.onnx.data")}
+NEEDED_FILES = {
+    "onnx": ("tokenizer.json", "model.onnx", "model.onnx.data"),
+    "gguf": ("tokenizer.json", "model.gguf"),
+}
 """backend -> files that its bundles must list: a file that is not listed is never verified."""
 
 

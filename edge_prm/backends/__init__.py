@@ -55,7 +55,7 @@ class Model(Protocol):
         """Free the weights."""
 
 
-MODULES = {"onnx": "edge_prm.backends.onnx"}
+MODULES = {"onnx": "edge_prm.backends.onnx", "gguf": "edge_prm.backends.gguf"}
 DEVICES = ("auto", "cpu")
 
 

@@ -24,7 +24,10 @@ EMBEDDING_BLOCK_ROWS = 8192
 class DecoderWeights:
     """Weights `[out, in]` of one layer at a time, float32, read when they are asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, *, rotated: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, rotated: bool, folded: bool = True) -> None:
+        """`folded`: norm weights go into the linears; a rotation needs it, and blocks of few bits are better without."""
+        assert folded or not rotated, "a rotated norm has no weights"
+        self.folded = folded
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.residual = Rotation(self.config.hidden, identity=not rotated)
@@ -77,7 +80,12 @@ class DecoderWeights:
         return self.values.apply(per_head).reshape(rows.shape)
 
     def _from_residual(self, weight: Array, norm: str) -> Array:
-        return self.residual.apply(weight * self.checkpoint.tensor(norm, self.config.hidden))
+        return self.residual.apply(weight * self.checkpoint.tensor(norm, self.config.hidden)) if self.folded else weight
+
+    def norm(self, name: str) -> Array:
+        """What is left of a norm's weight: ones where it is folded into the linears behind it."""
+        weight: Array = self.checkpoint.tensor(name, self.config.hidden)
+        return np.ones_like(weight) if self.folded else weight
 
     def _to_residual(self, weight: Array) -> Array:
         """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
