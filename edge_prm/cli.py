@@ -50,6 +50,10 @@ def main() -> None:
 
 
 _threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
+_device = click.option(
+    "--device", type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True, help="gpu: GGUF bundles."
+)
+_gpu_layers = click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers that the GPU holds (default: all).")
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the terminal view.")
 _aggregate = click.option(
     "--aggregate", type=click.Choice(tuple(AGGREGATES)), help="From step rewards to a score (default: the bundle's)."
@@ -71,7 +75,14 @@ _rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"
 @main.command()
 @click.argument("source", default=DEFAULT_SOURCE)
 @click.option("--int8", "recipe", flag_value="int8", default=True, help="8-bit weights and activations (default).")
+@click.option("--int4", "recipe", flag_value="int4", help="4-bit weights; with --gguf (Q4_K_M).")
+@click.option("--fp16", "recipe", flag_value="fp16", help="16-bit weights; with --gguf.")
 @click.option("--fp32", "recipe", flag_value="fp32", help="Full precision: for parity, not for speed.")
+@click.option("--gguf", is_flag=True, help="Write a bundle for llama.cpp: CPU, and GPUs by CUDA, Metal or Vulkan.")
+@click.option(
+    "--gguf-type", metavar="NAME", help="One of llama.cpp's types (Q8_0, Q6_K, Q4_K_M, ...) in place of a recipe."
+)
+@click.option("--rotate/--no-rotate", default=None, help="Rotate the residual stream of a GGUF (default: if it helps).")
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for processors whose 8-bit kernels saturate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output folder (default: SOURCE-RECIPE here).")
 @click.option("--revision", help="Revision of a hub id.")
@@ -79,8 +90,8 @@ _rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @_as_json
 def export(
-    source: str, recipe: str, reduce_range: bool, output: Path | None, revision: str | None, separator: str | None,
-    force: bool, as_json: bool,
+    source: str, recipe: str, gguf: bool, gguf_type: str | None, rotate: bool | None, reduce_range: bool,
+    output: Path | None, revision: str | None, separator: str | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint into a bundle, without torch.
 
@@ -90,21 +101,24 @@ def export(
     from edge_prm.manifest import read_manifest
 
     folder = edge_prm_export.export(
-        source, output, recipe=recipe, revision=revision, reduce_range=reduce_range, separator=separator, force=force,
-        progress=show_progress,
+        source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
+        revision=revision, reduce_range=reduce_range, separator=separator, force=force, progress=show_progress,
     )  # fmt: skip
     manifest = read_manifest(folder)
     size = sum(entry.bytes for entry in manifest.files.values())
     fidelity = manifest.fidelity
     assert fidelity is not None, "every export ends with golden trajectories"
     if as_json:
-        facts = {"bundle": str(folder), "bytes": size, "recipe": recipe, "head": manifest.head.kind}
+        facts = {
+            "bundle": str(folder), "bytes": size, "recipe": manifest.recipe.name, "rotated": manifest.recipe.rotated,
+            "backend": manifest.backend, "head": manifest.head.kind,
+        }  # fmt: skip
         click.echo(
             json.dumps(facts | {"mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference})
         )
         return
     click.echo(
-        f"{folder}: {recipe}, {manifest.head.kind} head, {size / 1e9:.2f} GB; {fidelity.rewards} golden rewards within "
+        f"{folder}: {manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB; {fidelity.rewards} golden rewards within "
         f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
     )
 
@@ -116,11 +130,13 @@ def export(
 @_split
 @_weak
 @_threads
+@_device
+@_gpu_layers
 @_strict
 @_as_json
 def score(
     bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, threads: int | None,
-    strict: bool, as_json: bool,
+    device: str, gpu_layers: int | None, strict: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Score every step of every row.
 
@@ -138,7 +154,7 @@ def score(
         texts = [step.text for step in Trajectory.of(row.prompt, row.steps, split=split).steps]
         yield from score_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
 
-    _each_row(bundle, rows, Row, one, split, threads, strict)
+    _each_row(bundle, rows, Row, one, split, strict, threads=threads, device=device, gpu_layers=gpu_layers)
 
 
 @main.command()
@@ -150,11 +166,13 @@ def score(
 @click.option("--early-stop", is_flag=True, help="Give candidates up that cannot win any more (min, prod).")
 @click.option("--give-up-below", type=click.FloatRange(0, 1), help="Give a candidate up at its first step below this.")
 @_threads
+@_device
+@_gpu_layers
 @_strict
 @_as_json
 def rank(
     bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, early_stop: bool,
-    give_up_below: float | None, threads: int | None, strict: bool, as_json: bool,
+    give_up_below: float | None, threads: int | None, device: str, gpu_layers: int | None, strict: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Rank the candidates of every row; the prompt is computed once.
 
@@ -184,7 +202,7 @@ def rank(
         texts = [c if isinstance(c, str) else " ".join(c) for c in row.candidates]
         yield from ranking_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
 
-    _each_row(bundle, rows, CandidatesRow, one, split, threads, strict)
+    _each_row(bundle, rows, CandidatesRow, one, split, strict, threads=threads, device=device, gpu_layers=gpu_layers)
 
 
 @main.command()
@@ -200,14 +218,14 @@ def info(bundle: Path, as_json: bool) -> None:
         click.echo(manifest.to_json(), nl=False)
         return
     architecture, source = manifest.architecture, manifest.source
-    reduced = ", reduced range" if manifest.recipe.reduce_range else ""
+    more = ", reduced range" * manifest.recipe.reduce_range + ", rotated" * manifest.recipe.rotated
     facts = {
         "source": source.name + (f" at {source.revision}" if source.revision else ""),
         "model": f"{architecture.model_type}, {architecture.layers} layers, hidden {architecture.hidden}",
         "head": f"{manifest.head.kind}, score by {manifest.head.default_aggregate}",
         "steps": f"{manifest.input.format}, separator {manifest.input.separator!r}",
         "context": f"{manifest.context_length} tokens",
-        "recipe": f"{manifest.recipe.name}{reduced} for backend {manifest.backend}",
+        "recipe": f"{manifest.recipe.name}{more} for backend {manifest.backend}",
         "written by": f"edge-prm {manifest.edge_prm_version}, format {manifest.format_version}",
     }
     if fidelity := manifest.fidelity:
@@ -221,8 +239,10 @@ def info(bundle: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_threads
+@_device
+@_gpu_layers
 @_as_json
-def check(bundle: Path, threads: int | None, as_json: bool) -> None:
+def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None, as_json: bool) -> None:
     """Verify a bundle's hashes, and its golden scores on this device; exit code 1 when they cannot be trusted."""
     from dataclasses import asdict
 
@@ -233,7 +253,7 @@ def check(bundle: Path, threads: int | None, as_json: bool) -> None:
     size = sum(entry.bytes for entry in read_manifest(bundle).files.values())
     with show_progress("verifying hashes", size) as advance:
         opened = open_bundle(bundle, verify_all=True, progress=advance)
-    result = check_bundle(opened, threads)
+    result = check_bundle(opened, threads=threads, device=device, gpu_layers=gpu_layers)
     click.echo(json.dumps(asdict(result)) if as_json else result.sentence)
     if not result.trusted:
         sys.exit(EXIT_SOME_FAILED)
@@ -260,8 +280,8 @@ def _each_row(
     kind: Any,
     one: Callable[[PRM, Any], Iterator[str]],
     split: str,
-    threads: int | None,
     strict: bool,
+    **engine: Any,
 ) -> None:
     """Run `one` on each row of a file; bad rows are reported with their line number and counted."""
     from edge_prm.errors import InputError
@@ -272,7 +292,7 @@ def _each_row(
 
     splitter(split)
     done = bad = 0
-    with load(bundle, threads=threads) as prm:
+    with load(bundle, **engine) as prm:
         for row in _counted(read_rows(file, kind)):
             try:
                 if isinstance(row, BadRow):

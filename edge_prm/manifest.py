@@ -74,10 +74,15 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights are held; `reduce_range` means 7-bit weights, for processors that saturate in u8 x s8."""
+    """How the weights are held; the name of a GGUF bundle's is its ggml type, small.
+
+    `reduce_range`: 7-bit weights, for processors that saturate in u8 x s8. `rotated`: of a GGUF, whether its residual
+    stream is rotated; the int8 recipe of ONNX always does it.
+    """
 
     name: str
     reduce_range: bool = False
+    rotated: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,17 @@ class Golden:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Differences of reward between bundle and full precision over the golden trajectories, at export."""
+    """Differences of reward between bundle and full precision over the golden trajectories, at export.
+
+    A device's kernels are trusted up to `tolerance`, and up to `stream_tolerance` between step by step and one shot.
+    """
 
     reference: str
     rewards: int
     mean_difference: float
     max_difference: float
     tolerance: float
+    stream_tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

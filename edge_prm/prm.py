@@ -26,28 +26,40 @@ IDLE_TOKENS = 4096
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, backend: str = "auto", device: str = "auto"
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    gpu_layers: int | None = None,
 ) -> PRM:
     """Load a bundle folder written by `edge-prm export`.
 
-    `threads`: threads of the engine, one per core by default. Raises BundleError when the bundle is missing, damaged or
+    `threads`: threads of the engine, one per core by default. `device`: `cpu`, `gpu` (GGUF bundles, where
+    llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by default. Raises BundleError when the bundle is missing, damaged or
     newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option.
     """
     bundle = open_bundle(path)
-    return PRM(bundle, threads=threads, backend=backend, device=device)
+    return PRM(bundle, threads=threads, backend=backend, device=device, gpu_layers=gpu_layers)
 
 
 class PRM:
     """A process reward model. Safe to use from several threads; scores are the same bits however they are asked for."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, backend: str = "auto", device: str = "auto"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        backend: str = "auto",
+        device: str = "auto",
+        gpu_layers: int | None = None,
     ) -> None:
         self._bundle = bundle
         self.folder = bundle.folder
         self.threads = threads
         with ThreadPoolExecutor(1) as pool:  # tokenizer and weights take their time on a core each
-            model = pool.submit(load_model, bundle, backend, threads, device)
+            model = pool.submit(load_model, bundle, backend, threads, device, gpu_layers)
             self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
             self.model = model.result()
         self._idle: PrefixScorer | None = None

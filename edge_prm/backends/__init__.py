@@ -1,7 +1,7 @@
 """Engines. Token ids go in, rewards at read positions come out; no text and no tokenizer below this line.
 
-A new engine is one file with a `load_model(bundle, threads, device)` that returns a Model, one line in `MODULES`, and
-one row in the contract test.
+A new engine is one file with a `load_model(bundle, threads, device, gpu_layers)` that returns a Model, one line in
+`MODULES`, and one row in the contract test.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Backend(Protocol):
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append `ids`, int64 `[tokens]`, and return the rewards at `read_at` (ascending indices into `ids`).
 
-        Returns float32 `[len(read_at)]`, the same bits in whatever pieces a sequence is extended. BackendError when
-        the engine fails; the cache then holds what it held before, or a part of `ids` more.
+        Returns float32 `[len(read_at)]`, the same bits in whatever pieces a sequence is extended (llama.cpp: the same
+        within the manifest's `stream_tolerance`). BackendError when the engine fails; the cache then holds what it
+        held before, or a part of `ids` more.
         """
 
     def trim(self, to: int) -> None:
@@ -56,10 +57,10 @@ class Model(Protocol):
 
 
 MODULES = {"onnx": "edge_prm.backends.onnx", "gguf": "edge_prm.backends.gguf"}
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "gpu")
 
 
-def load_model(bundle: Bundle, backend: str, threads: int | None, device: str) -> Model:
+def load_model(bundle: Bundle, backend: str, threads: int | None, device: str, gpu_layers: int | None = None) -> Model:
     """Load a bundle's weights with the engine it was exported for; InputError for a backend that cannot read it."""
     made_for = bundle.manifest.backend
     if backend not in ("auto", *MODULES):
@@ -67,8 +68,18 @@ def load_model(bundle: Bundle, backend: str, threads: int | None, device: str) -
     if backend not in ("auto", made_for) or made_for not in MODULES:
         raise InputError(f"{bundle.folder} was exported for backend {made_for!r}; it cannot run on {backend!r}")
     if device not in DEVICES:
-        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}: this version runs bundles on the CPU")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}")
+    if threads is not None and not _whole(threads, 1):
         raise InputError(f"threads is {threads!r}; give a whole number from 1 up, or None for one per core")
-    model: Model = importlib.import_module(MODULES[made_for]).load_model(bundle, threads, device)
+    if gpu_layers is not None and not _whole(gpu_layers, 0):
+        raise InputError(f"gpu_layers is {gpu_layers!r}; give a whole number from 0 up, or None for all that fit")
+    if made_for != "gguf" and (device == "gpu" or gpu_layers):
+        raise InputError(
+            f"{bundle.folder} is an ONNX bundle, and this version runs those on the CPU; for a GPU export with --gguf"
+        )
+    model: Model = importlib.import_module(MODULES[made_for]).load_model(bundle, threads, device, gpu_layers)
     return model
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,9 +1,11 @@
 """llama.cpp, through llama-cpp-python's low-level API.
 
 One context holds the cells of all sequences of a model, so a branch shares the cells of its beginning instead of
-copying them; when they run out, the context is made twice as large and takes over what it held. Only read positions
-have outputs. A sigmoid head is two rows of the output matrix, so its reward comes from two logits; other heads are
-applied here, in numpy fp32, to hidden states.
+copying them; when they run out, the context is made twice as large and takes over what it held.
+
+Only read positions have outputs, and of those the hidden state behind the final norm is taken on its way, by the
+engine's own callback for watching a computation: the reward head is then applied here in fp32. (The API's embeddings
+would make an output of every token. A sigmoid head's logit would come out of 8-bit activations: 0.0008 more error.)
 
 llama.cpp multiplies runs of different lengths with different kernels: rewards are close, not equal, in other pieces.
 """
@@ -13,56 +15,73 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends.gguf_file import Head, check_gguf
+from edge_prm.backends.gguf_file import HEAD_NAME, read_head
 from edge_prm.bundle import Bundle
-from edge_prm.errors import BackendError, MissingExtraError
+from edge_prm.errors import BackendError, InputError, MissingExtraError
 
 MODEL_NAME = "model.gguf"
-HEAD_NAME = "reward_head.npz"
 BATCH_TOKENS = 512
 FIRST_CELLS = 2048
 MOST_SEQUENCES = 64
-RESIDUAL_STEP = 128.0
 _NO_CELLS = 1  # what llama_decode returns when the context is full
+_HIDDEN_STATE = b"result_norm"  # llama.cpp's name for the final norm's output, in every model of this family
 
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str) -> GgufModel:
-    return GgufModel(bundle, threads, device)
+def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> GgufModel:
+    return GgufModel(bundle, threads, device, gpu_layers)
 
 
 class GgufModel:
     """A GGUF file in llama.cpp. Runs one batch at a time; safe to be called from several threads."""
 
-    def __init__(self, bundle: Bundle, threads: int | None, device: str) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, device: str = "auto", gpu_layers: int | None = None
+    ) -> None:
+        """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one."""
         try:
             import llama_cpp
         except ImportError:
             raise MissingExtraError("gguf", ["llama-cpp-python"]) from None
         path = bundle.folder / MODEL_NAME
-        self.head = check_gguf(path, bundle.manifest.architecture, bundle.folder / HEAD_NAME)
+        self.layers = read_head(
+            path,
+            bundle.manifest.architecture,
+            bundle.folder / HEAD_NAME if HEAD_NAME in bundle.manifest.files else None,
+        )
+        self.context_length = bundle.manifest.context_length
         self._llama = llama_cpp
         self._threads = threads or os.cpu_count() or 1
         self._lock = threading.RLock()
-        self._silence()
+        quieten()
         llama_cpp.llama_backend_init()
+        self._watcher = _Watcher(llama_cpp, bundle.manifest.architecture.hidden)
         options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 0 if device == "cpu" else 999
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        options.n_gpu_layers = _gpu_layers(llama_cpp, device, gpu_layers, bundle.manifest.architecture.layers)
+        with engine_lines() as lines:
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
         if not self._model:
-            raise BackendError(f"llama.cpp cannot load {path}; verify the bundle with `edge-prm check`")
+            version = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
+            raise BackendError(f"{version} cannot load {path}: {reason(lines)}")
         self._cells = FIRST_CELLS
         self._context = self._make_context(self._cells)
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._free = list(range(MOST_SEQUENCES))[::-1]
+        self._given_back: deque[int] = deque()
+
+    @property
+    def cells(self) -> int:
+        """Tokens that the KV cache has room for, those of all sequences together."""
+        return self._cells
 
     def start(self) -> GgufBackend:
         return GgufBackend(self)
@@ -78,55 +97,63 @@ class GgufModel:
 
     def take_sequence(self) -> int:
         with self._lock:
-            self._check_open()
+            self._tidy()
             if not self._free:
                 raise BackendError(f"{MOST_SEQUENCES} sequences are open; close a session before another is started")
             return self._free.pop()
 
     def give_back(self, sequence: int) -> None:
-        with self._lock:
-            if self._model is not None:
-                self.remove(sequence, 0)
-            self._free.append(sequence)
+        """Never touches the engine: the garbage collector may call it in the midst of a run."""
+        self._given_back.append(sequence)
 
     def remove(self, sequence: int, start: int) -> None:
         """Forget a sequence from position `start` on; cells that others share stay."""
         with self._lock:
-            self._check_open()
+            self._tidy()
             self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def copy(self, source: int, target: int) -> None:
         """Let `target` share the cells of `source`."""
         with self._lock:
-            self._check_open()
+            self._tidy()
             self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def run(self, sequence: int, ids: npt.NDArray[np.int64], offset: int, read_at: Sequence[int]) -> Floats:
-        """Run one batch behind `offset` tokens of a sequence; rewards at `read_at`."""
+        """Run one batch behind `offset` tokens of a sequence; rewards at `read_at`, float32 `[len(read_at)]`."""
         with self._lock:
-            self._check_open()
+            self._tidy()
             batch, wanted = self._batch, set(read_at)
             batch.n_tokens = len(ids)
             for index, id_ in enumerate(ids.tolist()):
                 batch.token[index], batch.pos[index], batch.n_seq_id[index] = id_, offset + index, 1
                 batch.seq_id[index][0], batch.logits[index] = sequence, index in wanted
-            status = self._llama.llama_decode(self._context, batch)
+            status = self._decode()
             while status == _NO_CELLS:
                 self._grow()
-                status = self._llama.llama_decode(self._context, batch)
+                status = self._decode()
             if status != 0:
                 self._llama.llama_memory_seq_rm(self._memory, sequence, offset, -1)
                 raise BackendError(f"llama.cpp failed at token {offset} (llama_decode gave {status})")
-            return np.array([self._reward(index) for index in read_at], dtype=np.float32)
+            return self._rewards(self._watcher.rows(len(read_at)))
 
-    def _reward(self, index: int) -> float:
-        head = self.head
-        if head.row is not None:
-            logits = self._llama.llama_get_logits_ith(self._context, index)
-            logit = (logits[head.row] + logits[head.residual_row] / RESIDUAL_STEP) / head.scale + head.bias
-            return float(1 / (1 + np.exp(-np.float64(logit))))
-        pointer = self._llama.llama_get_embeddings_ith(self._context, index)
-        return head.apply(np.ctypeslib.as_array(pointer, (head.layers[0][0].shape[1],)))
+    def _decode(self) -> int:
+        self._watcher.seen.clear()
+        status: int = self._llama.llama_decode(self._context, self._batch)
+        return status
+
+    def _rewards(self, rows: Floats) -> Floats:
+        """The head on hidden states `[rows, hidden]`: sigmoid of its one output, or softmax over two, class 1.
+
+        Row by row, so that a reward's rounding does not depend on how many are read.
+        """
+        rewards = np.empty(len(rows), dtype=np.float32)
+        for at, values in enumerate(rows):
+            for index, (weight, bias) in enumerate(self.layers):
+                values = weight @ (np.maximum(values, 0) if index else values) + bias
+            logit = np.float64(values[0] if len(values) == 1 else values[1] - values[0])
+            with np.errstate(over="ignore"):  # where exp is infinite, the outcome is the 0 that it should be
+                rewards[at] = 1 / (1 + np.exp(-logit))
+        return rewards
 
     @property
     def _memory(self) -> Any:
@@ -138,8 +165,7 @@ class GgufModel:
         options.n_ctx, options.n_batch, options.n_ubatch = cells, BATCH_TOKENS, BATCH_TOKENS
         options.n_seq_max, options.kv_unified = MOST_SEQUENCES, True
         options.n_threads = options.n_threads_batch = self._threads
-        if self.head.row is None:
-            options.embeddings, options.pooling_type = True, llama.LLAMA_POOLING_TYPE_NONE
+        options.cb_eval = self._watcher.callback
         context = llama.llama_init_from_model(self._model, options)
         if not context:
             raise BackendError(f"llama.cpp has no memory for a cache of {cells} tokens; open fewer or shorter sessions")
@@ -158,14 +184,115 @@ class GgufModel:
         llama.llama_free(self._context)
         self._context, self._cells = larger, 2 * self._cells
 
-    def _check_open(self) -> None:
+    def _tidy(self) -> None:
+        """Free the cells of sequences that were given back; BackendError when the model is closed."""
         if self._model is None:
             raise BackendError("the model is closed; load it again")
+        while self._given_back:
+            sequence = self._given_back.popleft()
+            self._llama.llama_memory_seq_rm(self._memory, sequence, 0, -1)
+            self._free.append(sequence)
 
-    def _silence(self) -> None:
-        """Errors come back as values; the engine's own lines on stderr help nobody."""
-        self._quiet = self._llama.llama_log_callback(lambda level, text, data: None)
-        self._llama.llama_log_set(self._quiet, ctypes.c_void_p(0))
+
+class _Watcher:
+    """Copies the hidden states of read positions while llama.cpp computes."""
+
+    def __init__(self, llama_cpp: Any, hidden: int) -> None:
+        self.seen: list[Floats] = []
+        self._hidden = hidden
+        ggml = _ggml()
+        self._name, self._count, self._copy = ggml.ggml_get_name, ggml.ggml_nelements, ggml.ggml_backend_tensor_get
+        self._name.argtypes, self._name.restype = [ctypes.c_void_p], ctypes.c_char_p
+        self._count.argtypes, self._count.restype = [ctypes.c_void_p], ctypes.c_int64
+        self._copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        self._copy.restype = None
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._watch)
+
+    def rows(self, count: int) -> Floats:
+        """The hidden states of the last run, float32 `[count, hidden]`; BackendError when the engine showed others."""
+        rows = np.concatenate([np.empty((0, self._hidden), dtype=np.float32), *self.seen])
+        if len(rows) != count:
+            raise BackendError(f"llama.cpp showed {len(rows)} hidden states instead of {count}; use another version")
+        return rows
+
+    def _watch(self, tensor: int, ask: bool, data: object) -> bool:
+        """Asked which tensors are of interest, and then shown them; True lets the computation go on."""
+        if self._name(tensor) != _HIDDEN_STATE:
+            return not ask
+        if not ask:
+            values = np.empty(self._count(tensor), dtype=np.float32)
+            self._copy(tensor, values.ctypes.data, 0, values.nbytes)
+            self.seen.append(values.reshape(-1, self._hidden))
+        return True
+
+
+@contextmanager
+def engine_lines() -> Iterator[list[str]]:
+    """Collect what the engine says, for an error message; at any other time nobody listens, so that stderr is quiet."""
+    quieten()
+    lines: list[str] = []
+    _listeners.append(lines)
+    try:
+        yield lines
+    finally:
+        _listeners.remove(lines)
+
+
+_listeners: list[list[str]] = []
+_kept: list[Any] = []  # the engine keeps its callback for good, so it must never be freed
+
+
+def quieten() -> None:
+    """The engine's own lines on stderr help nobody: errors come back as values."""
+    import llama_cpp
+
+    def hear(level: int, text: bytes, data: object) -> None:
+        for lines in _listeners:
+            lines.append(text.decode("utf-8", errors="replace").strip())
+
+    if not _kept:
+        _kept.append(llama_cpp.llama_log_callback(hear))
+    llama_cpp.llama_log_set(_kept[0], ctypes.c_void_p(0))
+
+
+def reason(lines: list[str]) -> str:
+    """The last line that tells of a failure."""
+    return next((line for line in reversed(lines) if "fail" in line or "error" in line), "the engine gave no reason")
+
+
+def _ggml() -> Any:
+    """The library beneath llama.cpp; BackendError when this build hides it."""
+    from llama_cpp import llama_cpp as low
+
+    def libraries() -> Any:
+        yield getattr(low, "_lib", None)
+        from llama_cpp import _ggml
+
+        yield _ggml.libggml
+        for path in sorted((os.path.dirname(low.__file__), "lib", name) for name in ("ggml-base.dll",)):
+            yield ctypes.CDLL(os.path.join(*path))
+
+    for library in libraries():
+        if library is not None and hasattr(library, "ggml_backend_tensor_get"):
+            return library
+    raise BackendError("this build of llama-cpp-python hides ggml, which hidden states are read with")
+
+
+def _gpu_layers(llama_cpp: Any, device: str, wanted: int | None, layers: int) -> int:
+    """Layers for the GPU; InputError when one is asked for that is not there."""
+    if device == "cpu":
+        if wanted:
+            raise InputError(f"gpu_layers is {wanted} and device is 'cpu'; choose one of them")
+        return 0
+    offloads = bool(llama_cpp.llama_supports_gpu_offload())
+    if not offloads and (device == "gpu" or wanted):
+        raise InputError(
+            "this build of llama-cpp-python runs on the CPU only; install one built for your GPU "
+            '(CMAKE_ARGS="-DGGML_CUDA=on", "-DGGML_METAL=on" or "-DGGML_VULKAN=on"), or leave the device out'
+        )
+    if not offloads:
+        return 0
+    return layers + 1 if wanted is None else wanted
 
 
 class GgufBackend:
@@ -203,7 +330,7 @@ class GgufBackend:
     def trim(self, to: int) -> None:
         if not 0 <= to <= self._offset:
             raise BackendError(f"cannot trim to {to} tokens: the cache holds {self._offset}")
-        if self._sequence is not None:
+        if self._sequence is not None and to < self._offset:
             self._model.remove(self._sequence, to)
         self._offset = to
 

@@ -1,7 +1,8 @@
-"""Read the header of a GGUF file, and refuse it before llama.cpp sees it if it is not the model its bundle describes.
+"""Read the header of a GGUF file and its reward head, and refuse the file before llama.cpp sees it if it is not ours.
 
-llama.cpp trusts its files: a wrong shape or count can end the process. So everything that it builds on is checked here
-first: sizes against the file's length, tensors against the shapes of the manifest, the head against the vocabulary.
+llama.cpp trusts its files: a list shorter than another, or a row longer than its tensor, can end the process. So nothing
+is handed on but what `edge-prm export --gguf` writes: known names, each of the type and length it has there, tensors of
+the shapes in the manifest, everything inside the file.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -9,11 +10,13 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
+import mmap
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,34 +25,29 @@ from edge_prm.errors import BundleIntegrityError
 from edge_prm.manifest import Architecture
 
 Floats = npt.NDArray[np.float32]
+Layers = tuple[tuple[Floats, Floats], ...]
+
+HEAD_NAME = "reward_head.npz"
+RESIDUAL_STEP = 128.0
+"""What eight bits leave over of the head's row is at most half of one 127th of a block's largest value, so it is
+written that much larger."""
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _MOST_ITEMS = 1 << 22
-_MOST_STRING = 1 << 24
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
 _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
            11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136), 30: (1, 2)}  # fmt: skip
 """ggml type -> (values of a block, its bytes): F32, F16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, BF16."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """Two rows of the vocabulary (`row` and what eight bits left over of it), or linears applied to hidden states."""
+class _Array:
+    """A list in the metadata; its items stay in the file."""
 
-    row: int | None
-    residual_row: int
-    scale: float
-    bias: float
-    layers: tuple[tuple[Floats, Floats], ...] = ()
-
-    def apply(self, hidden: Floats) -> float:
-        """The reward of a hidden state `[hidden]`: sigmoid of one output, or softmax over two, class 1."""
-        values = hidden
-        for index, (weight, bias) in enumerate(self.layers):
-            values = (np.maximum(values, 0) if index else values) @ weight.T + bias
-        logit = values[0] if len(values) == 1 else values[1] - values[0]
-        return float(1 / (1 + np.exp(-np.float64(logit))))
+    kind: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -60,81 +58,173 @@ class _Header:
     data_start: int
 
 
-def check_gguf(path: Path, architecture: Architecture, head_file: Path) -> Head:
-    """Return the reward head of a GGUF file. BundleIntegrityError when it is damaged, of another model, or not ours."""
+def read_head(path: Path, architecture: Architecture, head_file: Path | None) -> Layers:
+    """Check a GGUF file and return its reward head: (weight `[out, in]`, bias `[out]`) pairs, float32.
+
+    `head_file`: where heads stand that do not fit into the GGUF. BundleIntegrityError when the file is damaged, of
+    another model, or without a head of ours.
+    """
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header = _Reader(file, size).header()
-    except (OSError, ValueError, struct.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
-        raise BundleIntegrityError(path, f"not a whole GGUF file ({error})") from None
-    try:
-        _check_tensors(header, architecture, size)
-        return _read_head(header, architecture, head_file)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleIntegrityError(path, f"not the model of this bundle ({error})") from None
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_head(data, architecture, head_file)
+    except BundleIntegrityError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
+        raise BundleIntegrityError(path, f"not the GGUF file of this bundle ({error})") from None
+
+
+def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | None) -> Layers:
+    header = _Reader(data).header()
+    _check_fields(header.fields, architecture)
+    _check_tensors(header, architecture, len(data))
+    if header.fields["edge_prm.head"] == "beside":
+        if head_file is None:
+            raise ValueError(f"its reward head should stand beside it, and the manifest lists no {HEAD_NAME}")
+        return _read_layers(head_file, architecture)
+    row, residual = (header.fields[f"edge_prm.head.{name}"] for name in ("row", "residual_row"))
+    scale, bias = (float(header.fields[f"edge_prm.head.{name}"]) for name in ("scale", "bias"))
+    if not 0 <= min(row, residual) <= max(row, residual) < architecture.vocabulary or not (
+        scale > 0 and math.isfinite(bias)
+    ):
+        raise ValueError(f"its reward head is in rows {row} and {residual}, scale {scale}, bias {bias}")
+    weight = _embedding_row(data, header, row) + _embedding_row(data, header, residual) / np.float32(RESIDUAL_STEP)
+    weight = weight[None] / np.float32(scale)
+    if not np.isfinite(weight).all():
+        raise ValueError("its reward head holds NaN or infinity")
+    return ((weight, np.array([bias], dtype=np.float32)),)
 
 
 class _Reader:
-    """Reads little-endian values; a count or length that the file cannot hold is a ValueError."""
+    """Reads little-endian values from the start of a file; what the file cannot hold is a ValueError or struct.error."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self._size = size
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._at = 0
 
     def header(self) -> _Header:
-        if self._file.read(4) != _MAGIC:
+        if self._data[:4] != _MAGIC:
             raise ValueError("it does not begin with GGUF")
+        self._at = 4
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise ValueError(f"version {version}")
-        tensors, fields = self._count("Q"), self._count("Q")
-        values = {}
+        tensors, fields = self._count(), self._count()
+        values: dict[str, Any] = {}
         for _ in range(fields):
             name = self._string()
+            if name in values:
+                raise ValueError(f"{name[:60]!r} stands there twice")
             values[name] = self._value(self._scalar("I"))
-        found = {}
+        found: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensors):
             name, dimensions = self._string(), self._scalar("I")
-            if dimensions > 4:
-                raise ValueError(f"tensor {name[:60]!r} of {dimensions} dimensions")
+            if dimensions > 4 or name in found:
+                raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions or stands there twice")
             shape = tuple(int(self._scalar("Q")) for _ in range(dimensions))[::-1]
             found[name] = (shape, int(self._scalar("I")), int(self._scalar("Q")))
-        if len(values) < fields or len(found) < tensors:
-            raise ValueError("a name stands there twice")
-        alignment = values.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 8 or alignment > 1 << 16 or alignment % 8:
-            raise ValueError(f"alignment {alignment!r}")
-        return _Header(values, found, -(-self._file.tell() // alignment) * alignment)
+        return _Header(values, found, -(-self._at // 32) * 32)
 
-    def _value(self, kind: int, depth: int = 0) -> Any:
+    def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
         if kind == _STRING:
             return self._string()
-        if kind == _ARRAY and depth == 0:
-            inner, count = self._scalar("I"), self._count("Q")
-            return [self._value(inner, 1) for _ in range(count)]
-        raise ValueError(f"a value of type {kind}")
+        if kind != _ARRAY:
+            raise ValueError(f"a value of type {kind}")
+        inner, length = self._scalar("I"), self._count()
+        if inner in _SCALARS:
+            self._skip(length * struct.calcsize(_SCALARS[inner]))
+        elif inner == _STRING:
+            for _ in range(length):
+                self._skip(self._scalar("Q"))
+        else:
+            raise ValueError(f"a list of type {inner}")
+        return _Array(inner, length)
 
     def _scalar(self, form: str) -> Any:
-        data = self._file.read(struct.calcsize(form))
-        return struct.unpack(f"<{form}", data)[0]
+        value = struct.unpack_from(f"<{form}", self._data, self._at)[0]
+        self._at += struct.calcsize(form)
+        return value
 
-    def _count(self, form: str) -> int:
-        count = int(self._scalar(form))
-        if count > min(_MOST_ITEMS, self._size):
+    def _count(self) -> int:
+        count = int(self._scalar("Q"))
+        if count > _MOST_ITEMS:
             raise ValueError(f"a count of {count}")
         return count
 
+    def _skip(self, length: int) -> None:
+        self._at += length
+        if self._at > len(self._data):
+            raise ValueError("it ends too soon")
+
     def _string(self) -> str:
         length = int(self._scalar("Q"))
-        if length > min(_MOST_STRING, self._size):
-            raise ValueError(f"a text of {length} bytes")
-        data = self._file.read(length)
-        if len(data) != length:
-            raise ValueError("it ends too soon")
-        return data.decode("utf-8", errors="surrogateescape")
+        start = self._at
+        self._skip(length)
+        return self._data[start : start + length].decode("utf-8", errors="surrogateescape")
+
+
+def _check_fields(fields: Mapping[str, Any], architecture: Architecture) -> None:
+    """ValueError for a field that is missing, too many, or has another type, value or length than the exporter's."""
+    if fields.get("general.architecture") != "qwen2":
+        raise ValueError(f"it is of architecture {fields.get('general.architecture')!r}")
+    if "edge_prm.head" not in fields:
+        raise ValueError("it carries no reward head of edge-prm")
+    for key, wanted in {
+        "qwen2.block_count": architecture.layers,
+        "qwen2.embedding_length": architecture.hidden,
+        "qwen2.feed_forward_length": architecture.intermediate,
+        "qwen2.attention.head_count": architecture.heads,
+        "qwen2.attention.head_count_kv": architecture.kv_heads,
+        "qwen2.attention.key_length": architecture.head_dim,
+        "qwen2.attention.value_length": architecture.head_dim,
+        "qwen2.vocab_size": architecture.vocabulary,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+    }.items():
+        if fields.get(key) != wanted or type(fields[key]) is not type(wanted):
+            raise ValueError(f"{key} is {fields.get(key)!r} and should be {wanted!r}")
+    for key, kinds in {
+        "tokenizer.ggml.tokens": (_STRING,),
+        "tokenizer.ggml.token_type": (5,),  # int32
+        "tokenizer.ggml.merges": (_STRING,),
+    }.items():
+        found = fields.get(key)
+        if not isinstance(found, _Array) or found.kind not in kinds:
+            raise ValueError(f"{key} is missing or no list of its kind")
+        if key != "tokenizer.ggml.merges" and found.length != architecture.vocabulary:
+            raise ValueError(f"{key} has {found.length} items and the vocabulary {architecture.vocabulary}")
+    for key, kind in {
+        "general.name": str,
+        "qwen2.context_length": int,
+        "qwen2.rope.freq_base": float,
+        "qwen2.attention.layer_norm_rms_epsilon": float,
+        "edge_prm.version": str,
+        "edge_prm.source.sha256": str,
+        "edge_prm.rotated": bool,
+        "edge_prm.head": str,
+        **({} if fields["edge_prm.head"] == "beside" else _HEAD_FIELDS),
+    }.items():
+        value = fields.get(key)
+        if type(value) is not kind or (kind in (int, float) and not 0 <= abs(value) < 1 << 40):
+            raise ValueError(f"{key} is {value!r}")
+    for key in ("qwen2.context_length", "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon"):
+        if not fields[key] > 0:
+            raise ValueError(f"{key} is {fields[key]!r}")
+    for key in fields:
+        if key not in _KNOWN and not key.startswith("edge_prm."):
+            raise ValueError(f"{key[:60]!r} is no field of ours")
+
+
+_HEAD_FIELDS: dict[str, type] = {
+    "edge_prm.head.row": int,
+    "edge_prm.head.residual_row": int,
+    "edge_prm.head.scale": float,
+    "edge_prm.head.bias": float,
+}
+_KNOWN = frozenset(
+    ["general.architecture", "general.name", "general.quantization_version", "general.file_type", "qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.attention.key_length", "qwen2.attention.value_length", "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon", "qwen2.vocab_size", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token"]
+)
 
 
 def _check_tensors(header: _Header, architecture: Architecture, size: int) -> None:
@@ -142,31 +232,18 @@ def _check_tensors(header: _Header, architecture: Architecture, size: int) -> No
     if missing := [name for name in wanted if name not in header.tensors]:
         raise ValueError(f"tensor {missing[0]} is missing")
     if unknown := [name for name in header.tensors if name not in wanted]:
-        raise ValueError(f"tensor {unknown[0][:60]!r} is none of a qwen2 model")
+        raise ValueError(f"tensor {unknown[0][:60]!r} is none of this model")
     for name, shape in wanted.items():
         found, kind, offset = header.tensors[name]
         if found != shape:
             raise ValueError(f"{name} has shape {list(found)} and should have {list(shape)}")
-        if kind not in _BLOCKS:
+        if kind not in _BLOCKS or (kind != _F32 and len(shape) == 1):
             raise ValueError(f"{name} has type {kind}")
         values, stored = _BLOCKS[kind]
         if shape[-1] % values:
             raise ValueError(f"{name} has rows of {shape[-1]} values in blocks of {values}")
-        if header.data_start + offset + math.prod(shape) // values * stored > size:
+        if offset % 32 or header.data_start + offset + math.prod(shape) // values * stored > size:
             raise ValueError(f"the file ends before {name} does")
-    for key, value in (
-        ("general.architecture", "qwen2"),
-        ("qwen2.block_count", architecture.layers),
-        ("qwen2.embedding_length", architecture.hidden),
-        ("qwen2.feed_forward_length", architecture.intermediate),
-        ("qwen2.attention.head_count", architecture.heads),
-        ("qwen2.attention.head_count_kv", architecture.kv_heads),
-    ):
-        if header.fields.get(key) != value:
-            raise ValueError(f"{key} is {header.fields.get(key)!r} and should be {value!r}")
-    tokens = header.fields.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or len(tokens) != architecture.vocabulary:
-        raise ValueError("its list of tokens is not as long as the vocabulary")
 
 
 def _wanted(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -192,35 +269,38 @@ def _wanted(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def _read_head(header: _Header, architecture: Architecture, head_file: Path) -> Head:
-    kind = header.fields.get("edge_prm.head")
-    if kind == "rows":
-        rows = [header.fields[f"edge_prm.head.{name}"] for name in ("row", "residual_row")]
-        scale, bias = (float(header.fields[f"edge_prm.head.{name}"]) for name in ("scale", "bias"))
-        if not all(type(row) is int and 0 <= row < architecture.vocabulary for row in rows):
-            raise ValueError(f"the head's rows are {rows}")
-        if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-            raise ValueError(f"the head's scale is {scale} and its bias {bias}")
-        return Head(rows[0], rows[1], scale, bias)
-    if kind != "beside":
-        raise ValueError("it carries no reward head of edge-prm; write one with `edge-prm export --gguf`")
-    return Head(None, 0, 1.0, 0.0, _read_layers(head_file, architecture))
+def _embedding_row(data: mmap.mmap, header: _Header, row: int) -> Floats:
+    """One row of the embedding as float32."""
+    (_, hidden), kind, offset = header.tensors["token_embd.weight"]
+    values, stored = _BLOCKS[kind]
+    length = hidden // values * stored
+    start = header.data_start + offset + row * length
+    raw = data[start : start + length]
+    if kind == _Q8_0:  # blocks of 32: a scale in fp16, then int8
+        blocks = np.frombuffer(raw, dtype=np.dtype([("scale", "<f2"), ("values", "i1", 32)]))
+        return (blocks["scale"].astype(np.float32)[:, None] * blocks["values"]).reshape(-1)
+    if kind == _BF16:
+        return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    if kind not in (_F32, _F16):
+        raise ValueError(f"token_embd.weight has type {kind}; the reward head needs eight bits at least")
+    return np.frombuffer(raw, dtype="<f4" if kind == _F32 else "<f2").astype(np.float32)
 
 
-def _read_layers(path: Path, architecture: Architecture) -> tuple[tuple[Floats, Floats], ...]:
+def _read_layers(path: Path, architecture: Architecture) -> Layers:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            count = len(arrays.files) // 2
+            count = (len(arrays.files) + 1) // 2
             layers = tuple((arrays[f"weight.{index}"], arrays[f"bias.{index}"]) for index in range(count))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleIntegrityError(path, f"not the reward head of this bundle ({error})") from None
     inputs = architecture.hidden
     for weight, bias in layers:
-        if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != (weight.shape[0],):
-            raise ValueError(f"{path.name} holds a layer of shape {list(weight.shape)}")
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ValueError(f"{path.name} holds NaN or infinity")
-        inputs = weight.shape[0]
+        right = weight.dtype == bias.dtype == np.float32 and weight.ndim == 2 and weight.shape[1] == inputs
+        if not right or bias.shape != weight.shape[:1] or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise BundleIntegrityError(
+                path, f"it holds a layer of shape {list(weight.shape)} that is no part of a head"
+            )
+        inputs = len(weight)
     if not layers or inputs not in (1, 2):
-        raise ValueError(f"{path.name} ends in {inputs} outputs")
+        raise BundleIntegrityError(path, f"it ends in {inputs} outputs")
     return layers

@@ -34,7 +34,7 @@ QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever t
 _FEWEST_READ = 2
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str) -> OnnxModel:
+def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OnnxModel:
     return OnnxModel(bundle, threads)
 
 

@@ -2,46 +2,51 @@
 
 A sigmoid head is one row of numbers, and so is a token's row of the output matrix: the head's weight is put where the
 vocabulary has a row to spare, and the logit of that token is the head's output. What eight bits leave over of it goes
-into a second spare row, so the head is as good as in full precision. Scales and bias stand in the metadata, under
+into a second spare row, so the head is as good as in full precision. Scale and bias stand in the metadata, under
 `edge_prm.`; every other tool sees tokens that no text has. Heads that need more stand beside the file (`HEAD_NAME`).
+
+The final norm's weight is folded into the head, and with a rotation the other norms into the linears behind them; the
+model is a judge and no longer writes text.
 
 Layout of file and names: llama.cpp's `gguf` package and its qwen2 architecture.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.encode import TOKENIZER_NAME
+from edge_prm.backends.gguf import MODEL_NAME, GgufModel, engine_lines, reason
+from edge_prm.backends.gguf_file import HEAD_NAME, RESIDUAL_STEP
+from edge_prm.bundle import Bundle
+from edge_prm.encode import Encoded, Encoder
+from edge_prm.errors import ExportError, UnsupportedArchitectureError
+from edge_prm.manifest import Manifest, Recipe
 from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.gguf_metadata import add_model, add_tokenizer, spare_rows
+from edge_prm_export.golden import EncodedTexts, Written, encode_texts, entry_of
 from edge_prm_export.head import RewardHead
+from edge_prm_export.progress import Progress
+from edge_prm_export.recipes import GGUF_TYPES
+from edge_prm_export.reference import ReferenceRun
+from edge_prm_export.texts import CALIBRATION
 from edge_prm_export.weights import EMBEDDING_BLOCK_ROWS, DecoderWeights
 
 Array = npt.NDArray[np.floating[Any]]
 
-HEAD_NAME = "reward_head.npz"
-RESIDUAL_STEP = 128.0
-"""What is left over is at most half of one 127th of a block's largest value, so it is written that much larger."""
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-
-
-class _Tensor(NamedTuple):
-    """A tensor to be written: its bytes are made when their turn comes."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    make: Callable[[], Array]
+_BLOCK = 32  # values that share a scale; a row of a quantized type is a number of them
 
 
 class HeadRows(NamedTuple):
-    """Vocabulary rows of a sigmoid head: reward = sigmoid(logit[row] / scale + logit[residual] / scale / 128 + bias)."""
+    """Vocabulary rows of a sigmoid head: output = (logit[row] + logit[residual] / RESIDUAL_STEP) / scale + bias."""
 
     row: int
     residual: int
@@ -50,26 +55,124 @@ class HeadRows(NamedTuple):
     values: tuple[Array, Array]
 
 
-def write_gguf(path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, *, rotated: bool) -> Iterator[str]:
-    """Write the file with weights of a ggml type (`Q8_0`, `F16`, `F32`); yields the name of each tensor written.
+class _Tensor(NamedTuple):
+    """A tensor to be written: its values are made when their turn comes."""
 
-    The embedding, which holds the head, has eight bits at least. `rotated`: the residual stream is rotated as in the
-    int8 recipe of ONNX; exact, and kinder to few bits.
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    make: Callable[[], Array]
+
+
+def write_model(
+    folder: Path,
+    recipes: tuple[Recipe, ...],
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    head: RewardHead,
+    encoder: Encoder,
+    golden: EncodedTexts,
+    progress: Progress,
+) -> Written:
+    """Write the GGUF (and the head, where it stands beside it), and score the golden texts in full precision.
+
+    Of several recipes that is kept whose rewards, read at every token of our own texts, are closest to full precision:
+    a rotation spreads outliers, and costs a little where there are none.
+    """
+    for recipe in recipes:
+        check_rows(checkpoint, recipe.name.upper())
+    calibration = encode_texts(encoder, CALIBRATION) if len(recipes) > 1 else []
+    texts = [encoded for *_, encoded in golden + calibration]
+    run = ReferenceRun(checkpoint, [text.ids for text in texts])
+    with progress("scoring in full precision", checkpoint.config.layers) as advance:
+        for layer in range(checkpoint.config.layers):
+            run.run_layer(layer)
+            advance(1)
+    written = []
+    for index, recipe in enumerate(recipes):
+        place = folder / f"candidate-{index}"
+        place.mkdir()
+        _write_candidate(place, recipe, checkpoint, head, progress)
+        files = {path.name: entry_of(path) for path in place.iterdir()}
+        error = 0.0
+        if len(recipes) > 1:
+            model = GgufModel(Bundle(place, replace(manifest, recipe=recipe, files=files)), device="cpu")
+            error = _difference(model, run, head, texts)
+            model.close()
+        written.append((error, place, recipe, files))
+    _, place, recipe, files = min(written, key=lambda found: found[0])
+    for name in files:
+        (place / name).rename(folder / name)
+    for _, place, *_ in written:
+        shutil.rmtree(place)
+    return Written(recipe, files, [run.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(golden)])
+
+
+def _write_candidate(place: Path, recipe: Recipe, checkpoint: Checkpoint, head: RewardHead, progress: Progress) -> None:
+    name, rotated = recipe.name.upper(), recipe.rotated
+    direct = GGUF_TYPES[name].direct
+    first = place / (MODEL_NAME if direct else f"{MODEL_NAME}.f16")
+    kind = name if direct else "F16"
+    label = f"writing {kind} weights" + ", rotated" * rotated
+    with progress(label, 2 + 12 * checkpoint.config.layers) as advance:
+        for _ in write_gguf(first, checkpoint, head, kind, "Q8_0" if not direct else kind, rotated):
+            advance(1)
+    if not direct:
+        quantize(first, place / MODEL_NAME, name, progress)
+        first.unlink()
+    weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
+    if head_rows(weights, head, "Q8_0") is None:
+        write_head(place / HEAD_NAME, weights, head)
+
+
+def _difference(model: GgufModel, run: ReferenceRun, head: RewardHead, texts: list[Encoded]) -> float:
+    """Mean difference of reward from full precision over every token."""
+    differences = []
+    for index, text in enumerate(texts):
+        everywhere = range(len(text.ids))
+        sequence = model.start()
+        differences.append(sequence.extend(text.ids, everywhere) - np.array(run.rewards(head, index, everywhere)))
+        sequence.close()
+    return float(np.abs(np.concatenate(differences)).mean())
+
+
+def check_rows(checkpoint: Checkpoint, name: str) -> None:
+    """Refuse a model whose rows do not divide into a quantized type's blocks."""
+    config = checkpoint.config
+    widths = (config.hidden, config.intermediate, config.heads * config.head_dim)
+    if GGUF_TYPES[name].bits < 16 and any(width % _BLOCK for width in widths):
+        odd = next(width for width in widths if width % _BLOCK)
+        raise UnsupportedArchitectureError(
+            checkpoint.name,
+            f"GGUF type {name} for rows of {odd} values",
+            f"multiples of {_BLOCK} as {name}, others as F16",
+        )
+
+
+def write_gguf(
+    path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, embedding_kind: str, rotated: bool
+) -> Iterator[str]:
+    """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor written.
+
+    The embedding, which holds the head, has a type of its own, of eight bits at least. `rotated`: the residual stream is
+    rotated as in the int8 recipe of ONNX; exact, and kinder to few bits.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
     weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
-    rows = head_rows(weights, head, kind)
-    tensors = list(_tensors(weights, rows, kind))
+    rows = head_rows(weights, head, embedding_kind)
+    tensors = list(_tensors(weights, kind, embedding_kind))
     writer = GGUFWriter(path, "qwen2")
     try:
-        _add_metadata(writer, checkpoint, rows, rotated)
-        _add_tokenizer(writer, checkpoint)
+        add_model(writer, checkpoint, rotated=rotated)
+        _add_head(writer, rows)
+        add_tokenizer(writer, checkpoint)
         for name, shape, type_name, _ in tensors:
             type_ = GGMLQuantizationType[type_name]
-            stored = quant_shape_to_byte_shape(shape, type_) if type_name not in ("F32", "F16") else shape
-            item = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}.get(type_name, np.dtype(np.uint8))
+            plain = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}.get(type_name)
+            stored = shape if plain else quant_shape_to_byte_shape(shape, type_)
+            item = plain or np.dtype(np.uint8)
             writer.add_tensor_info(name, stored, item, int(np.prod(stored)) * item.itemsize, type_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -88,22 +191,36 @@ def write_gguf(path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, 
         writer.close()
 
 
+def quantize(source: Path, target: Path, name: str, progress: Progress) -> None:
+    """Let llama.cpp write `source` again in one of its own types; the embedding stays as it is."""
+    import llama_cpp
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    options.token_embedding_type = options.output_tensor_type = llama_cpp.GGML_TYPE_Q8_0
+    options.allow_requantize = True  # for the embedding, which has its type already
+    with progress(f"quantizing to {name}", 1) as advance, engine_lines() as lines:
+        failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), options)
+        advance(1)
+    if failed:
+        raise ExportError(f"llama.cpp cannot quantize to {name}: {reason(lines)}; choose another --gguf-type")
+
+
 def head_rows(weights: DecoderWeights, head: RewardHead, kind: str) -> HeadRows | None:
     """Where a sigmoid head goes and what stands there; None for other heads, and without two rows to spare."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
-    vocabulary = weights.config.vocabulary
-    used = _vocabulary(weights.checkpoint)
-    spare = [row for row in range(vocabulary) if used.get(row, _padding(row)) == _padding(row)]
+    spare = spare_rows(weights.checkpoint)
     if head.kind != "sigmoid" or len(spare) < 2:
         return None
     weight, bias = head.layers[0]
-    scale = float(1 / np.abs(weights.head(weight)).max())
-    wanted = weights.head(weight) * np.float32(scale)
-    type_ = GGMLQuantizationType[_embedding_kind(kind)]
+    folded = weights.head(weight)
+    scale = np.float32(1 / max(float(np.abs(folded).max()), 1e-30))
+    wanted = (folded * scale).astype(np.float32)
+    type_ = GGMLQuantizationType[kind]
     left = (wanted - dequantize(quantize(wanted, type_), type_)) * np.float32(RESIDUAL_STEP)
-    return HeadRows(spare[0], spare[1], scale, float(bias[0]), (wanted[0], left[0]))
+    return HeadRows(spare[0], spare[1], float(scale), float(bias[0]), (wanted[0], left[0]))
 
 
 def write_head(path: Path, weights: DecoderWeights, head: RewardHead) -> None:
@@ -115,59 +232,41 @@ def write_head(path: Path, weights: DecoderWeights, head: RewardHead) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]  # names of arrays, not options
 
 
-def _tensors(weights: DecoderWeights, rows: HeadRows | None, kind: str) -> Iterator[_Tensor]:
+def _tensors(weights: DecoderWeights, kind: str, embedding_kind: str) -> Iterator[_Tensor]:
     config = weights.config
     hidden, inner, width = config.hidden, config.intermediate, config.heads * config.head_dim
     shared = config.kv_heads * config.head_dim
-    yield _Tensor("token_embd.weight", (config.vocabulary, hidden), _embedding_kind(kind), lambda: np.empty(0))
-    yield _Tensor("output_norm.weight", (hidden,), "F32", lambda: weights.norm("model.norm.weight"))
+    yield _Tensor("token_embd.weight", (config.vocabulary, hidden), embedding_kind, lambda: np.empty(0))
+    yield _Tensor("output_norm.weight", (hidden,), "F32", lambda: np.ones(hidden))
     for layer in range(config.layers):
-        prefix = f"blk.{layer}"
-        yield _Tensor(
-            f"{prefix}.attn_norm.weight", (hidden,), "F32",
-            lambda layer=layer: weights.norm(f"model.layers.{layer}.input_layernorm.weight"),  # type: ignore[misc]
-        )
-        yield _Tensor(
-            f"{prefix}.ffn_norm.weight", (hidden,), "F32",
-            lambda layer=layer: weights.norm(f"model.layers.{layer}.post_attention_layernorm.weight"),  # type: ignore[misc]
-        )
-        for part, outputs in (("q", width), ("k", shared), ("v", shared)):
-            both = _Once(lambda layer=layer, part=part: weights.attention_input(layer, part))  # type: ignore[misc]
-            yield _Tensor(f"{prefix}.attn_{part}.weight", (outputs, hidden), kind, lambda both=both: both()[0])  # type: ignore[misc]
-            yield _Tensor(f"{prefix}.attn_{part}.bias", (outputs,), "F32", lambda both=both: both()[1])  # type: ignore[misc]
-        yield _Tensor(
-            f"{prefix}.attn_output.weight", (hidden, width), kind, lambda layer=layer: weights.attention_output(layer)
-        )  # type: ignore[misc]
-        for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
-            yield _Tensor(
-                f"{prefix}.ffn_{part}.weight",
-                shape,
-                kind,
-                lambda layer=layer, part=part: weights.feed_forward(layer, part),
-            )  # type: ignore[misc]
+        yield from _layer(weights, layer, kind, hidden, inner, width, shared)
 
 
-class _Once:
-    """A value made when it is first asked for, and kept: a bias is written right behind its weight."""
+def _layer(
+    weights: DecoderWeights, layer: int, kind: str, hidden: int, inner: int, width: int, shared: int
+) -> Iterator[_Tensor]:
+    def norm(name: str) -> Callable[[], Array]:
+        return lambda: weights.norm(f"model.layers.{layer}.{name}.weight")
 
-    def __init__(self, make: Callable[[], tuple[Array, Array]]) -> None:
-        self._make = make
-        self._value: tuple[Array, Array] | None = None
+    def part_of(part: str, index: int) -> Callable[[], Array]:
+        return lambda: both(part)[index]
 
-    def __call__(self) -> tuple[Array, Array]:
-        if self._value is None:
-            self._value = self._make()
-        return self._value
+    def feed_forward(part: str) -> Callable[[], Array]:
+        return lambda: weights.feed_forward(layer, part)
 
+    @lru_cache(maxsize=1)  # a bias is written right behind its weight
+    def both(part: str) -> tuple[Array, Array]:
+        return weights.attention_input(layer, part)
 
-def _padding(id_: int) -> str:
-    """What llama.cpp's converters call a row without a token; a tokenizer that went through GGUF lists them."""
-    return f"[PAD{id_}]"
-
-
-def _embedding_kind(kind: str) -> str:
-    """Eight bits at least: the head's rows are among the embedding's."""
-    return kind if kind in ("F32", "F16", "BF16") else "Q8_0"
+    prefix = f"blk.{layer}"
+    yield _Tensor(f"{prefix}.attn_norm.weight", (hidden,), "F32", norm("input_layernorm"))
+    yield _Tensor(f"{prefix}.ffn_norm.weight", (hidden,), "F32", norm("post_attention_layernorm"))
+    for part, outputs in (("q", width), ("k", shared), ("v", shared)):
+        yield _Tensor(f"{prefix}.attn_{part}.weight", (outputs, hidden), kind, part_of(part, 0))
+        yield _Tensor(f"{prefix}.attn_{part}.bias", (outputs,), "F32", part_of(part, 1))
+    yield _Tensor(f"{prefix}.attn_output.weight", (hidden, width), kind, lambda: weights.attention_output(layer))
+    for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+        yield _Tensor(f"{prefix}.ffn_{part}.weight", shape, kind, feed_forward(part))
 
 
 def _embedding_with_head(weights: DecoderWeights, rows: HeadRows | None) -> Iterator[Array]:
@@ -183,64 +282,10 @@ def _embedding_with_head(weights: DecoderWeights, rows: HeadRows | None) -> Iter
         yield np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _add_metadata(writer: Any, checkpoint: Checkpoint, rows: HeadRows | None, rotated: bool) -> None:
-    import edge_prm
-
-    config = checkpoint.config
-    writer.add_name(checkpoint.name)
-    writer.add_block_count(config.layers)
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.hidden)
-    writer.add_feed_forward_length(config.intermediate)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocabulary)
-    writer.add_string("edge_prm.version", edge_prm.__version__)
-    writer.add_string("edge_prm.source.sha256", checkpoint.sha256())
-    writer.add_bool("edge_prm.rotated", rotated)
+def _add_head(writer: Any, rows: HeadRows | None) -> None:
     writer.add_string("edge_prm.head", "rows" if rows is not None else "beside")
     if rows is not None:
         writer.add_uint32("edge_prm.head.row", rows.row)
         writer.add_uint32("edge_prm.head.residual_row", rows.residual)
         writer.add_float32("edge_prm.head.scale", rows.scale)
         writer.add_float32("edge_prm.head.bias", rows.bias)
-
-
-def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
-    """The checkpoint's byte-level BPE, for other tools; edge-prm itself tokenizes with tokenizer.json."""
-    data = _tokenizer_json(checkpoint)
-    known = _vocabulary(checkpoint)
-    special = {token["id"] for token in data.get("added_tokens", ()) if token.get("special")}
-    added = {token["id"] for token in data.get("added_tokens", ())}
-    tokens, types = [], []
-    for id_ in range(checkpoint.config.vocabulary):
-        tokens.append(known.get(id_, _padding(id_)))
-        types.append(
-            _UNUSED if id_ not in known else _CONTROL if id_ in special else _USER_DEFINED if id_ in added else _NORMAL
-        )
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    merges = data["model"].get("merges", [])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    ends = [id_ for id_, token in known.items() if token in ("<|im_end|>", "<|endoftext|>")]
-    if ends:
-        writer.add_eos_token_id(min(ends))
-    writer.add_add_bos_token(False)
-
-
-def _vocabulary(checkpoint: Checkpoint) -> dict[int, str]:
-    """id -> token of tokenizer.json, added tokens included."""
-    data = _tokenizer_json(checkpoint)
-    known = {int(id_): token for token, id_ in data["model"]["vocab"].items()}
-    return known | {int(token["id"]): token["content"] for token in data.get("added_tokens", ())}
-
-
-def _tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((checkpoint.folder / TOKENIZER_NAME).read_text(encoding="utf-8"))
-    return data

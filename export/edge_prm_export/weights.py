@@ -72,7 +72,7 @@ class DecoderWeights:
 
     def head(self, weight: Array) -> Array:
         """A weight `[out, hidden]` that reads the final norm's output."""
-        return self._from_residual(weight, "model.norm.weight")
+        return self.residual.apply(weight * self.checkpoint.tensor("model.norm.weight", self.config.hidden))
 
     def rotate_values(self, rows: Array) -> Array:
         """Rotate each head's values within the head: rows `[..., heads * head_dim]`."""

@@ -1,0 +1,99 @@
+"""Golden trajectories: our own texts, scored in full precision and with the bundle, so that any device can be tested."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_prm.backends import load_model
+from edge_prm.bundle import Bundle, sha256_of
+from edge_prm.encode import Encoded, Encoder
+from edge_prm.errors import CheckpointError, ContextLengthError
+from edge_prm.manifest import Fidelity, FileEntry, Golden, Manifest, Recipe
+from edge_prm.trajectory import Trajectory
+from edge_prm_export.progress import Progress
+from edge_prm_export.recipes import STREAM_TOLERANCES, TOLERANCES
+
+Texts = tuple[tuple[str, tuple[str, ...]], ...]
+EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer of weights leaves behind: the recipe that it chose among those it was given, its files, and the
+    golden texts' rewards in full precision."""
+
+    recipe: Recipe
+    files: Mapping[str, FileEntry]
+    references: list[list[float]]
+    reference: str = "numpy fp32"
+
+
+def encode_texts(encoder: Encoder, texts: Texts) -> EncodedTexts:
+    """Encode our own texts; a model of a very short context gets fewer of their steps, and leaves out what is left."""
+    fitting = []
+    for prompt, steps in texts:
+        for count in range(len(steps), 0, -1):
+            with contextlib.suppress(ContextLengthError):
+                fitting.append((prompt, steps[:count], encoder.encode(Trajectory.of(prompt, steps[:count]))))
+                break
+    return fitting
+
+
+def encode_golden(encoder: Encoder, texts: Texts, manifest: Manifest) -> EncodedTexts:
+    """CheckpointError when no golden trajectory fits into the context."""
+    golden = encode_texts(encoder, texts)
+    if not golden:
+        raise CheckpointError(
+            f"checkpoint {manifest.source.name} has a context of {manifest.context_length} tokens; "
+            "no golden trajectory fits"
+        )
+    return golden
+
+
+def with_golden(
+    folder: Path, manifest: Manifest, golden: EncodedTexts, written: Written, progress: Progress
+) -> Manifest:
+    """Score the golden trajectories with the bundle in `folder`, and return its manifest with both kinds of rewards."""
+    scored = _bundle_rewards(Bundle(folder, manifest), [encoded for *_, encoded in golden], progress)
+    differences = np.abs(np.concatenate(written.references) - np.concatenate(scored))
+    if not np.isfinite(differences).all():
+        raise CheckpointError(f"checkpoint {manifest.source.name} gives rewards that are not finite")
+    fidelity = Fidelity(
+        reference=written.reference,
+        rewards=len(differences),
+        mean_difference=float(differences.mean()),
+        max_difference=float(differences.max()),
+        tolerance=TOLERANCES[manifest.recipe.name],
+        stream_tolerance=STREAM_TOLERANCES[manifest.backend],
+    )
+    rows = zip(golden, written.references, scored, strict=True)
+    return replace(
+        manifest,
+        fidelity=fidelity,
+        golden=tuple(
+            Golden(prompt, steps, text.sha256(), tuple(reference), tuple(rewards))
+            for (prompt, steps, text), reference, rewards in rows
+        ),
+    )
+
+
+def _bundle_rewards(bundle: Bundle, texts: list[Encoded], progress: Progress) -> list[list[float]]:
+    model = load_model(bundle, "auto", None, "cpu")
+    scored = []
+    with progress("scoring golden trajectories", len(texts)) as advance:
+        for text in texts:
+            sequence = model.start()
+            scored.append(sequence.extend(text.ids, text.read_at).astype(float).tolist())
+            sequence.close()
+            advance(1)
+    model.close()
+    return scored
+
+
+def entry_of(path: Path) -> FileEntry:
+    return FileEntry(sha256_of(path), path.stat().st_size)
