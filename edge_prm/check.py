@@ -85,8 +85,8 @@ def _sentence(manifest: Manifest, rewards: int, worst: float, streamed: float, s
         )
     if not steady:
         return (
-            f"The kernels of this device ({place}) are accurate, and step by step a reward is {streamed:.4f} from that in "
-            "one shot: scores of one kind must not be compared with the other's; try another version of the engine."
+            f"The kernels of this device ({place}) are accurate, and step by step a reward is {streamed:.4f} from that "
+            "in one shot: scores of one kind must not be compared with the other's; try another version of the engine."
         )
     pieces = f"within {streamed:.4f}" if streamed else "the same bits"
     return (

@@ -117,8 +117,9 @@ def export(
             json.dumps(facts | {"mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference})
         )
         return
+    what = f"{manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB"
     click.echo(
-        f"{folder}: {manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB; {fidelity.rewards} golden rewards within "
+        f"{folder}: {what}; {fidelity.rewards} golden rewards within "
         f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
     )
 

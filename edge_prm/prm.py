@@ -36,8 +36,9 @@ def load(
     """Load a bundle folder written by `edge-prm export`.
 
     `threads`: threads of the engine, one per core by default. `device`: `cpu`, `gpu` (GGUF bundles, where
-    llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by default. Raises BundleError when the bundle is missing, damaged or
-    newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option.
+    llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by default. Raises
+    BundleError when the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its engine is
+    not installed, InputError for a bad option.
     """
     bundle = open_bundle(path)
     return PRM(bundle, threads=threads, backend=backend, device=device, gpu_layers=gpu_layers)

@@ -50,20 +50,27 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
-    """(head, recipe) -> folder of a bundle; not to be changed."""
-    pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
-    pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
-    from edge_prm_export import export
-
+    """(head, recipe) -> folder of a bundle, for llama.cpp if the recipe is a ggml type; not to be changed."""
     made: dict[tuple[str, str], Path] = {}
 
     def make(head: str = "sigmoid", recipe: str = "int8") -> Path:
+        need_engine("onnx" if recipe in RECIPES else "gguf")
+        from edge_prm_export import export
+
         if (head, recipe) not in made:
             folder = tmp_path_factory.mktemp("bundle") / f"{head}-{recipe}"
-            made[head, recipe] = export(str(checkpoint_of(head)), folder, recipe=recipe)
+            options = {"recipe": recipe} if recipe in RECIPES else {"gguf": True, "gguf_type": recipe}
+            made[head, recipe] = export(str(checkpoint_of(head)), folder, **options)  # type: ignore[arg-type]
         return made[head, recipe]
 
     return make
+
+
+def need_engine(backend: str) -> None:
+    """Skip, with the reason, where a backend's engine or exporter is not installed."""
+    needed = {"onnx": {"onnx": "export", "onnxruntime": "cpu"}, "gguf": {"gguf": "export", "llama_cpp": "gguf"}}
+    for module, extra in needed[backend].items():
+        pytest.importorskip(module, reason=f'this needs {module}: pip install "edge-prm[{extra}]"')
 
 
 ManifestFor = Callable[..., Manifest]

@@ -13,13 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_prm.backends import DEVICES, MODULES, Backend, Model, load_model
+from edge_prm.backends.gguf import GgufBackend
 from edge_prm.backends.onnx import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
 
 LENGTH = 70
 IDS = np.random.default_rng(5).integers(0, 400, LENGTH)
-TOLERANCES = {"fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5}
+TOLERANCES = {"fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5, "gguf-f32": 5e-3, "gguf-q8_0": 0.03}
+"""llama.cpp multiplies runs of different lengths with different kernels, on a KV cache in fp16; what was measured here,
+times three. These tiny models of random weights are sharper than trained ones."""
 CUTS = st.sets(st.integers(1, LENGTH - 1), max_size=12)
 few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -170,7 +173,7 @@ def test_every_backend_and_device_has_a_name() -> None:
 def test_every_backend_has_the_members_of_the_contract() -> None:
     names = {name for name in vars(Backend) if not name.startswith("_")}
     assert {"offset", "extend", "trim", "close", "branch"} <= names
-    for kind in (FakeBackend, OnnxBackend):
+    for kind in (FakeBackend, OnnxBackend, GgufBackend):
         assert names <= set(dir(kind))
 
 

@@ -15,7 +15,7 @@ import pytest
 import edge_prm
 from edge_prm import errors
 
-HEAVY = ("onnxruntime", "onnx", "tokenizers", "torch", "transformers", "huggingface_hub", "jinja2", "ml_dtypes", "edge_prm_export", "edge_prm_bench")  # fmt: skip
+HEAVY = ("onnxruntime", "onnx", "tokenizers", "torch", "transformers", "huggingface_hub", "jinja2", "ml_dtypes", "llama_cpp", "gguf", "optimum", "edge_prm_export", "edge_prm_bench")  # fmt: skip
 
 
 def loaded_after(code: str) -> set[str]:

@@ -1,8 +1,8 @@
 """Read the header of a GGUF file and its reward head, and refuse the file before llama.cpp sees it if it is not ours.
 
-llama.cpp trusts its files: a list shorter than another, or a row longer than its tensor, can end the process. So nothing
-is handed on but what `edge-prm export --gguf` writes: known names, each of the type and length it has there, tensors of
-the shapes in the manifest, everything inside the file.
+llama.cpp trusts its files: a list shorter than another, or a row longer than its tensor, can end the process. So
+nothing is handed on but what `edge-prm export --gguf` writes: known names, each of the type and length it has there,
+tensors of the shapes in the manifest, everything inside the file.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -38,7 +38,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
 _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
-           11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136), 30: (1, 2)}  # fmt: skip
+           11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136),
+           30: (1, 2)}  # fmt: skip
 """ggml type -> (values of a block, its bytes): F32, F16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, BF16."""
 
 
@@ -95,7 +96,7 @@ def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | No
 
 
 class _Reader:
-    """Reads little-endian values from the start of a file; what the file cannot hold is a ValueError or struct.error."""
+    """Reads little-endian values; what the file cannot hold is a ValueError or struct.error."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -206,7 +207,7 @@ def _check_fields(fields: Mapping[str, Any], architecture: Architecture) -> None
         **({} if fields["edge_prm.head"] == "beside" else _HEAD_FIELDS),
     }.items():
         value = fields.get(key)
-        if type(value) is not kind or (kind in (int, float) and not 0 <= abs(value) < 1 << 40):
+        if type(value) is not kind or (isinstance(value, (int, float)) and not abs(value) < 1 << 40):
             raise ValueError(f"{key} is {value!r}")
     for key in ("qwen2.context_length", "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon"):
         if not fields[key] > 0:
@@ -223,8 +224,13 @@ _HEAD_FIELDS: dict[str, type] = {
     "edge_prm.head.bias": float,
 }
 _KNOWN = frozenset(
-    ["general.architecture", "general.name", "general.quantization_version", "general.file_type", "qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.attention.key_length", "qwen2.attention.value_length", "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon", "qwen2.vocab_size", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token"]
-)
+    ("general.architecture", "general.name", "general.quantization_version", "general.file_type", "qwen2.block_count",
+     "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count",
+     "qwen2.attention.head_count_kv", "qwen2.attention.key_length", "qwen2.attention.value_length",
+     "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon", "qwen2.vocab_size", "tokenizer.ggml.model",
+     "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges",
+     "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token")
+)  # fmt: skip
 
 
 def _check_tensors(header: _Header, architecture: Architecture, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Golden trajectories: our own texts, scored in full precision and with the bundle, so that any device can be tested."""
+"""Golden trajectories: our own texts, scored in full precision and with the bundle, to test any device."""
 
 from __future__ import annotations
 

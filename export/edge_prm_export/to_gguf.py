@@ -152,10 +152,10 @@ def check_rows(checkpoint: Checkpoint, name: str) -> None:
 def write_gguf(
     path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, embedding_kind: str, rotated: bool
 ) -> Iterator[str]:
-    """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor written.
+    """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor.
 
-    The embedding, which holds the head, has a type of its own, of eight bits at least. `rotated`: the residual stream is
-    rotated as in the int8 recipe of ONNX; exact, and kinder to few bits.
+    The embedding, which holds the head, has a type of its own, of eight bits at least. `rotated`: the residual stream
+    is rotated as in the int8 recipe of ONNX; exact, and kinder to few bits.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape, quantize
@@ -170,9 +170,9 @@ def write_gguf(
         add_tokenizer(writer, checkpoint)
         for name, shape, type_name, _ in tensors:
             type_ = GGMLQuantizationType[type_name]
-            plain = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}.get(type_name)
+            plain = {"F32": np.float32, "F16": np.float16}.get(type_name)
             stored = shape if plain else quant_shape_to_byte_shape(shape, type_)
-            item = plain or np.dtype(np.uint8)
+            item: np.dtype[Any] = np.dtype(plain or np.uint8)
             writer.add_tensor_info(name, stored, item, int(np.prod(stored)) * item.itemsize, type_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

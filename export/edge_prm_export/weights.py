@@ -1,7 +1,8 @@
 """A Qwen2 checkpoint's weights as a graph wants them: norm weights folded into the linears behind them, and rotated.
 
 With a rotation, the residual stream and each head's values are rotated (see rotate.py); without one, the weights are
-those of the checkpoint with the norms folded in. Either way a norm that is left has no weight of its own.
+those of the checkpoint with the norms folded in (or, for `folded=False`, left where they are). The final norm's weight
+always goes into the head.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class DecoderWeights:
     """Weights `[out, in]` of one layer at a time, float32, read when they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint, *, rotated: bool, folded: bool = True) -> None:
-        """`folded`: norm weights go into the linears; a rotation needs it, and blocks of few bits are better without."""
+        """`folded`: the layers' norm weights go into the linears behind them; a rotation needs it.
+
+        Blocks with scales of their own are better without: the norms' weights are small where activations are large.
+        """
         assert folded or not rotated, "a rotated norm has no weights"
         self.folded = folded
         self.checkpoint = checkpoint

@@ -32,7 +32,7 @@ from edge_prm_export.template import input_format
 from edge_prm_export.texts import GOLDEN
 
 WRITERS = {"onnx": to_onnx.write_model, "gguf": to_gguf.write_model}
-NEEDED = {
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx": {"export": ("onnx", "onnxruntime", "ml_dtypes", "threadpoolctl")},
     "gguf": {"export": ("gguf", "ml_dtypes"), "gguf": ("llama_cpp",)},
 }
@@ -57,9 +57,10 @@ def export(
 
     `source`: a folder, a hub id, `demo` or `demo-reference`. `output`: by default a folder in the current one, named
     after checkpoint and recipe. `reduce_range`: 7-bit weights, for processors whose 8-bit kernels saturate. `gguf`: a
-    bundle for llama.cpp; `gguf_type` is one of its types instead of a recipe, `rotate` rotates the residual stream before
-    quantization (by default it is tried with and without, and what is closer to full precision is kept). Raises CheckpointError, OutputExistsError,
-    ExportError (disk full, not writable) or MissingExtraError; nothing half-written is left behind.
+    bundle for llama.cpp; `gguf_type` is one of its types in place of a recipe, `rotate` rotates the residual stream
+    before quantization (by default both ways are tried, and what is closer to full precision is kept). Raises
+    CheckpointError, OutputExistsError, ExportError (disk full, not writable) or MissingExtraError; nothing
+    half-written is left behind.
     """
     if not gguf and (gguf_type is not None or rotate is not None):
         raise InputError("gguf_type and rotate are options of a GGUF bundle; ask for one with --gguf")
@@ -100,7 +101,7 @@ def default_output(source: str, backend: str, recipe: Recipe) -> Path:
 
 
 def needed_bytes(checkpoint: Checkpoint, backend: str, recipes: tuple[Recipe, ...]) -> int:
-    """Disk that an export takes at its largest: bundles to choose between, the input of llama.cpp's quantizer in fp16."""
+    """Disk that an export takes at its largest: bundles to choose between, and the input of llama.cpp's quantizer."""
     values = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.tensor_names if name != "lm_head.weight")
     if backend == "onnx":
         bits = 32.0 if recipes[0].name == "fp32" else 8.0
