@@ -21,8 +21,8 @@ from tiny import opened, write_checkpoint
 from trajectories import run_threads
 
 import edge_prm
-from edge_prm.backends import load_model
 from edge_prm.backends import gguf as backend
+from edge_prm.backends import load_model
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, BundleError, InputError, OutputExistsError

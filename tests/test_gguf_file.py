@@ -46,11 +46,9 @@ def gguf_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[s
         if (head, kind, rotated) not in made:
             folder = tmp_path_factory.mktemp("gguf")
             checkpoint = opened(checkpoint_of(head))
-            names = list(
-                write_gguf(folder / "model.gguf", checkpoint, head_of_checkpoint(checkpoint), kind, kind, rotated)
-            )
-            assert len(names) == len(set(names)) == 2 + 12 * checkpoint.config.layers
             weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
+            names = list(write_gguf(folder / "model.gguf", weights, head_of_checkpoint(checkpoint), kind, kind))
+            assert len(names) == len(set(names)) == 2 + 12 * checkpoint.config.layers
             write_head(folder / HEAD_NAME, weights, head_of_checkpoint(checkpoint))
             made[head, kind, rotated] = folder / "model.gguf"
         return made[head, kind, rotated]
@@ -117,8 +115,9 @@ def test_without_rows_to_spare_a_sigmoid_head_stands_beside(tmp_path: Path, toke
     size = Tokenizer.from_file(str(tokenizer_file)).get_vocab_size(with_added_tokens=True)
     checkpoint = opened(write_checkpoint(tmp_path / "full", tokenizer_file, vocab_size=size + 1))
     head = head_of_checkpoint(checkpoint)
-    list(write_gguf(tmp_path / "model.gguf", checkpoint, head, "Q8_0", "Q8_0", False))
-    write_head(tmp_path / HEAD_NAME, DecoderWeights(checkpoint, rotated=False), head)
+    weights = DecoderWeights(checkpoint, rotated=False, folded=False)
+    list(write_gguf(tmp_path / "model.gguf", weights, head, "Q8_0", "Q8_0"))
+    write_head(tmp_path / HEAD_NAME, weights, head)
     ((weight, _),) = read_head(tmp_path / "model.gguf", architecture_of(checkpoint), tmp_path / HEAD_NAME)
     assert np.array_equal(weight, DecoderWeights(checkpoint, rotated=False).head(head.layers[0][0]))
 
@@ -127,7 +126,8 @@ def test_an_untied_output_matrix_is_left_out(
     tmp_path: Path, tokenizer_file: Path, gguf_of: Callable[..., Path]
 ) -> None:
     checkpoint = opened(write_checkpoint(tmp_path / "untied", tokenizer_file, tied=False, dtype="fp32"))
-    names = list(write_gguf(tmp_path / "m.gguf", checkpoint, head_of_checkpoint(checkpoint), "Q8_0", "Q8_0", False))
+    weights = DecoderWeights(checkpoint, rotated=False, folded=False)
+    names = list(write_gguf(tmp_path / "m.gguf", weights, head_of_checkpoint(checkpoint), "Q8_0", "Q8_0"))
     assert "output.weight" not in names
     assert (tmp_path / "m.gguf").stat().st_size == gguf_of().stat().st_size
 

@@ -37,6 +37,7 @@ from edge_prm_export.head import RewardHead
 from edge_prm_export.progress import Progress
 from edge_prm_export.recipes import GGUF_TYPES
 from edge_prm_export.reference import ReferenceRun
+from edge_prm_export.smooth import layer_scales
 from edge_prm_export.texts import CALIBRATION
 from edge_prm_export.weights import EMBEDDING_BLOCK_ROWS, DecoderWeights
 
@@ -81,18 +82,23 @@ def write_model(
     """
     for recipe in recipes:
         check_rows(checkpoint, recipe.name.upper())
-    calibration = encode_texts(encoder, CALIBRATION) if len(recipes) > 1 else []
+    few_bits = GGUF_TYPES[recipes[0].name.upper()].bits < 16
+    calibration = encode_texts(encoder, CALIBRATION) if few_bits else []
     texts = [encoded for *_, encoded in golden + calibration]
     run = ReferenceRun(checkpoint, [text.ids for text in texts])
+    bits, scales = GGUF_TYPES[recipes[0].name.upper()].bits, []
     with progress("scoring in full precision", checkpoint.config.layers) as advance:
         for layer in range(checkpoint.config.layers):
-            run.run_layer(layer)
+            seen = run.run_layer(layer)
+            if bits < 16:
+                scales.append(layer_scales(checkpoint, layer, seen, bits))
             advance(1)
     written = []
     for index, recipe in enumerate(recipes):
         place = folder / f"candidate-{index}"
         place.mkdir()
-        _write_candidate(place, recipe, checkpoint, head, progress)
+        weights = DecoderWeights(checkpoint, rotated=recipe.rotated, folded=recipe.rotated, scales=scales)
+        _write_candidate(place, recipe, weights, head, progress)
         files = {path.name: entry_of(path) for path in place.iterdir()}
         error = 0.0
         if len(recipes) > 1:
@@ -108,19 +114,20 @@ def write_model(
     return Written(recipe, files, [run.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(golden)])
 
 
-def _write_candidate(place: Path, recipe: Recipe, checkpoint: Checkpoint, head: RewardHead, progress: Progress) -> None:
+def _write_candidate(
+    place: Path, recipe: Recipe, weights: DecoderWeights, head: RewardHead, progress: Progress
+) -> None:
     name, rotated = recipe.name.upper(), recipe.rotated
     direct = GGUF_TYPES[name].direct
     first = place / (MODEL_NAME if direct else f"{MODEL_NAME}.f16")
     kind = name if direct else "F16"
     label = f"writing {kind} weights" + ", rotated" * rotated
-    with progress(label, 2 + 12 * checkpoint.config.layers) as advance:
-        for _ in write_gguf(first, checkpoint, head, kind, "Q8_0" if not direct else kind, rotated):
+    with progress(label, 2 + 12 * weights.config.layers) as advance:
+        for _ in write_gguf(first, weights, head, kind, kind if direct else "Q8_0"):
             advance(1)
     if not direct:
         quantize(first, place / MODEL_NAME, name, progress)
         first.unlink()
-    weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
     if head_rows(weights, head, "Q8_0") is None:
         write_head(place / HEAD_NAME, weights, head)
 
@@ -149,25 +156,21 @@ def check_rows(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
-def write_gguf(
-    path: Path, checkpoint: Checkpoint, head: RewardHead, kind: str, embedding_kind: str, rotated: bool
-) -> Iterator[str]:
+def write_gguf(path: Path, weights: DecoderWeights, head: RewardHead, kind: str, embedding_kind: str) -> Iterator[str]:
     """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor.
 
-    The embedding, which holds the head, has a type of its own, of eight bits at least. `rotated`: the residual stream
-    is rotated as in the int8 recipe of ONNX; exact, and kinder to few bits.
+    The embedding, which holds the head, has a type of its own, of eight bits at least.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
     rows = head_rows(weights, head, embedding_kind)
     tensors = list(_tensors(weights, kind, embedding_kind))
     writer = GGUFWriter(path, "qwen2")
     try:
-        add_model(writer, checkpoint, rotated=rotated)
+        add_model(writer, weights.checkpoint, rotated=not weights.residual.identity)
         _add_head(writer, rows)
-        add_tokenizer(writer, checkpoint)
+        add_tokenizer(writer, weights.checkpoint)
         for name, shape, type_name, _ in tensors:
             type_ = GGMLQuantizationType[type_name]
             plain = {"F32": np.float32, "F16": np.float16}.get(type_name)
@@ -246,7 +249,7 @@ def _layer(
     weights: DecoderWeights, layer: int, kind: str, hidden: int, inner: int, width: int, shared: int
 ) -> Iterator[_Tensor]:
     def norm(name: str) -> Callable[[], Array]:
-        return lambda: weights.norm(f"model.layers.{layer}.{name}.weight")
+        return lambda: weights.norm(layer, name)
 
     def part_of(part: str, index: int) -> Callable[[], Array]:
         return lambda: both(part)[index]
@@ -259,8 +262,8 @@ def _layer(
         return weights.attention_input(layer, part)
 
     prefix = f"blk.{layer}"
-    yield _Tensor(f"{prefix}.attn_norm.weight", (hidden,), "F32", norm("input_layernorm"))
-    yield _Tensor(f"{prefix}.ffn_norm.weight", (hidden,), "F32", norm("post_attention_layernorm"))
+    yield _Tensor(f"{prefix}.attn_norm.weight", (hidden,), "F32", norm("input"))
+    yield _Tensor(f"{prefix}.ffn_norm.weight", (hidden,), "F32", norm("post_attention"))
     for part, outputs in (("q", width), ("k", shared), ("v", shared)):
         yield _Tensor(f"{prefix}.attn_{part}.weight", (outputs, hidden), kind, part_of(part, 0))
         yield _Tensor(f"{prefix}.attn_{part}.bias", (outputs,), "F32", part_of(part, 1))

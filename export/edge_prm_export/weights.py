@@ -7,7 +7,7 @@ always goes into the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.rotate import Rotation
+from edge_prm_export.smooth import LayerScales
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -25,13 +26,17 @@ EMBEDDING_BLOCK_ROWS = 8192
 class DecoderWeights:
     """Weights `[out, in]` of one layer at a time, float32, read when they are asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, *, rotated: bool, folded: bool = True) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, rotated: bool, folded: bool = True, scales: Sequence[LayerScales] | None = None
+    ) -> None:
         """`folded`: the layers' norm weights go into the linears behind them; a rotation needs it.
 
         Blocks with scales of their own are better without: the norms' weights are small where activations are large.
+        `scales`: of each layer, to even out its activations; those behind norms and of values only where not folded.
         """
         assert folded or not rotated, "a rotated norm has no weights"
         self.folded = folded
+        self.scales = scales
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.residual = Rotation(self.config.hidden, identity=not rotated)
@@ -56,6 +61,10 @@ class DecoderWeights:
             weight = self.values.apply(weight.T.reshape(config.hidden, heads, config.head_dim))
             weight = weight.reshape(config.hidden, -1).T
             bias = self.values.apply(bias.reshape(heads, config.head_dim)).reshape(-1)
+        if self.scales and not self.folded:
+            weight = weight / self.scales[layer].attention
+            if kind == "v":
+                weight, bias = weight * self.scales[layer].values[:, None], bias * self.scales[layer].values
         return self._from_residual(weight, f"model.layers.{layer}.input_layernorm.weight"), bias
 
     def attention_output(self, layer: int) -> Array:
@@ -63,6 +72,10 @@ class DecoderWeights:
         weight: Array = self.checkpoint.tensor(
             f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
         )
+        if self.scales and not self.folded:
+            values = self.scales[layer].values.reshape(config.kv_heads, 1, config.head_dim)
+            shared = (config.kv_heads, config.heads // config.kv_heads, config.head_dim)
+            weight = weight / np.broadcast_to(values, shared).reshape(-1)
         return self._to_residual(self.rotate_values(weight))
 
     def feed_forward(self, layer: int, kind: str) -> Array:
@@ -71,7 +84,11 @@ class DecoderWeights:
         shape = (config.hidden, config.intermediate) if kind == "down" else (config.intermediate, config.hidden)
         weight: Array = self.checkpoint.tensor(f"model.layers.{layer}.mlp.{kind}_proj.weight", *shape)
         if kind == "down":
-            return self._to_residual(weight)
+            return self._to_residual(weight / self.scales[layer].down if self.scales else weight)
+        if self.scales and not self.folded:
+            weight = weight / self.scales[layer].feed_forward
+        if self.scales and kind == "up":
+            weight = weight * self.scales[layer].down[:, None]
         return self._from_residual(weight, f"model.layers.{layer}.post_attention_layernorm.weight")
 
     def head(self, weight: Array) -> Array:
@@ -86,10 +103,15 @@ class DecoderWeights:
     def _from_residual(self, weight: Array, norm: str) -> Array:
         return self.residual.apply(weight * self.checkpoint.tensor(norm, self.config.hidden)) if self.folded else weight
 
-    def norm(self, name: str) -> Array:
-        """What is left of a norm's weight: ones where it is folded into the linears behind it."""
-        weight: Array = self.checkpoint.tensor(name, self.config.hidden)
-        return np.ones_like(weight) if self.folded else weight
+    def norm(self, layer: int, kind: str) -> Array:
+        """What is left of a norm's weight, `input` or `post_attention`: ones where it is folded into the linears."""
+        weight: Array = self.checkpoint.tensor(f"model.layers.{layer}.{kind}_layernorm.weight", self.config.hidden)
+        if self.folded:
+            return np.ones_like(weight)
+        if self.scales:
+            scales = self.scales[layer]
+            weight = weight * (scales.attention if kind == "input" else scales.feed_forward)
+        return weight
 
     def _to_residual(self, weight: Array) -> Array:
         """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
