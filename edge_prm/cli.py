@@ -86,23 +86,39 @@ _rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for processors whose 8-bit kernels saturate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output folder (default: SOURCE-RECIPE here).")
 @click.option("--revision", help="Revision of a hub id.")
-@click.option("--separator", help="Step token of a two-class checkpoint, or separator of a token-class one.")
+@click.option("--separator", help="What closes a step, where that is not the checkpoint's usual: a token, text or tag.")
+@click.option(
+    "--good-token", help="No head: judge by the probability of this token (as it stands in the vocabulary) ..."
+)
+@click.option("--bad-token", help="... against this one.")
+@click.option("--between", help="With --good-token: text between prompt and steps (default: a blank).")
+@click.option("--after-step", help="With --good-token and --separator: text behind each tag (default: a newline).")
+@click.option(
+    "--exporter", type=click.Choice(("auto", "native", "optimum")), default="auto", show_default=True,
+    help="optimum (needs torch) exports decoders that are not Qwen2.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @_as_json
 def export(
     source: str, recipe: str, gguf: bool, gguf_type: str | None, rotate: bool | None, reduce_range: bool,
-    output: Path | None, revision: str | None, separator: str | None, force: bool, as_json: bool,
+    output: Path | None, revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None,
+    between: str | None, after_step: str | None, exporter: str, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Quantize a checkpoint into a bundle, without torch.
+    """Quantize a checkpoint into a bundle, without torch (but for --exporter optimum).
 
     SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`.
     """
     import edge_prm_export
+    from edge_prm.errors import InputError
     from edge_prm.manifest import read_manifest
 
+    if (good_token is None) != (bad_token is None):
+        raise InputError("--good-token and --bad-token go together: the probability of one against the other")
     folder = edge_prm_export.export(
         source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
-        revision=revision, reduce_range=reduce_range, separator=separator, force=force, progress=show_progress,
+        revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
+        token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
+        exporter=exporter, force=force, progress=show_progress,
     )  # fmt: skip
     manifest = read_manifest(folder)
     size = sum(entry.bytes for entry in manifest.files.values())

@@ -67,6 +67,7 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True  # despite its name: special tokens in the text are plain text
         self._before = list(self._parts(self._format.before))
         self._between = list(self._parts(self._format.between))
+        self._after, self._separator = list(self._parts(self._format.after)), list(self._parts(self._format.separator))
         self._separator_ids = self._literal(self._format.separator) if self._format.format == "pieces" else []
 
     def encode(self, trajectory: Trajectory) -> Encoded:
@@ -85,7 +86,8 @@ class Encoder:
         for step in trajectory.steps:
             end += len(step.text) + len(step.separator)
             ends.append(end)
-        return encoding.ids, (np.searchsorted(starts, ends, side="left") - 1).tolist()
+        first = [] if self._format.bos_id is None else [self._format.bos_id]
+        return first + encoding.ids, (np.searchsorted(starts, ends, side="left") - 1 + len(first)).tolist()
 
     def _encode_template(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
         """Template pieces may hold special tokens; the text between two of them is tokenized as one run."""
@@ -111,6 +113,35 @@ class Encoder:
             read_at.append(position)
             position -= len(self._plain(step.text))
         return ids, read_at[::-1]
+
+    def _encode_tagged(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
+        """As judges that answer with a token are asked: what stands between two special tokens is one run of text."""
+        ids: list[int] = [] if self._format.bos_id is None else [self._format.bos_id]
+        read_at: list[int] = []
+        run, ends = "", []
+        last = len(trajectory.steps) - 1
+        parts: list[str | int | None] = [*self._before, trajectory.prompt, *self._between]  # None: read here
+        for index, step in enumerate(trajectory.steps):
+            parts += [step.text, *self._separator, None, *(self._after if index < last else ())]
+        for part in [*parts, -1]:
+            if isinstance(part, str):
+                run += part
+            elif part is None:
+                ends.append(len(run))
+            else:
+                read_at += self._extend(ids, run, ends)
+                run, ends = "", []
+                ids.append(part)
+        return ids[:-1], read_at
+
+    def _extend(self, ids: list[int], run: str, ends: list[int]) -> list[int]:
+        """Append a run of plain text to `ids`; return where in `ids` the tokens stand that hold its first `ends`
+        characters' last one. An end of zero stands for the token before the run."""
+        encoding = self._tokenizer.encode(run, add_special_tokens=False) if run else None
+        starts = [] if encoding is None else [start for start, _ in encoding.offsets]
+        places = [len(ids) - 1 + int(np.searchsorted(starts, end, side="left")) for end in ends]
+        ids += [] if encoding is None else encoding.ids
+        return places
 
     def _encode_pieces(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
         """As TRL's PRMTrainer tokenizes: prompt, then each step and the separator, every piece on its own."""

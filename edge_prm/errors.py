@@ -91,6 +91,8 @@ class UnsafePickleError(CheckpointError):
 
 class UnsupportedArchitectureError(CheckpointError, NotImplementedError):
     def __init__(self, source: object, what: str, supported: str) -> None:
+        self.what = what
+        self.supported = supported
         super().__init__(f"checkpoint {source}: {what} is not supported; this version exports {supported}")
 
 

@@ -15,11 +15,12 @@ from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVer
 
 MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 1
-HEAD_KINDS = ("sigmoid", "two_class", "token_class")
-INPUT_FORMATS = ("raw", "template", "pieces")
+HEAD_KINDS = ("sigmoid", "two_class", "token_class", "token_pair")
+INPUT_FORMATS = ("raw", "template", "pieces", "tagged")
 NEEDED_FILES = {
     "onnx": ("tokenizer.json", "model.onnx", "model.onnx.data"),
     "gguf": ("tokenizer.json", "model.gguf"),
+    "optimum": ("tokenizer.json", "model.onnx", "model.onnx.data"),
 }
 """backend -> files that its bundles must list: a file that is not listed is never verified."""
 
@@ -49,10 +50,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Head:
-    """`sigmoid` (one output), `two_class` (class 1 of two, MLP) or `token_class` (class 1 of two, linear)."""
+    """`sigmoid` (one output), `two_class` (class 1 of two, MLP), `token_class` (class 1 of two, linear) or
+    `token_pair`: the probability of the first of two vocabulary `tokens` against the second."""
 
     kind: str
     default_aggregate: str = "last"
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class InputFormat:
     `raw`: one string, prompt and completion with nothing between them; a step is read at the token that closes it.
     `template`: before + prompt + between + (step + separator token)...; a step is read at its separator token.
     `pieces`: prompt, steps and separators tokenized one by one; a step is read at its separator's last token.
+    `tagged`: before + prompt + between + (step + separator) with `after` between them, one run of text but for special
+    tokens in these pieces; a step is read at the token that ends its separator.
     """
 
     format: str
@@ -69,6 +74,7 @@ class InputFormat:
     separator_id: int | None = None
     before: str = ""
     between: str = ""
+    after: str = ""
     bos_id: int | None = None
 
 

@@ -56,7 +56,7 @@ class Model(Protocol):
         """Free the weights."""
 
 
-MODULES = {"onnx": "edge_prm.backends.onnx", "gguf": "edge_prm.backends.gguf"}
+MODULES = {"onnx": "edge_prm.backends.onnx", "gguf": "edge_prm.backends.gguf", "optimum": "edge_prm.backends.optimum"}
 DEVICES = ("auto", "cpu", "gpu")
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ _MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
-class Qwen2Config:
-    """Shapes and constants of a Qwen2 decoder, read from config.json."""
+class DecoderConfig:
+    """Shapes of a decoder, read from config.json."""
 
     layers: int
     hidden: int
@@ -37,6 +39,12 @@ class Qwen2Config:
     intermediate: int
     vocabulary: int
     context_length: int
+
+
+@dataclass(frozen=True)
+class Qwen2Config(DecoderConfig):
+    """A Qwen2 decoder's shapes and constants: what the native exporter must know."""
+
     rope_theta: float
     rms_norm_eps: float
 
@@ -57,8 +65,14 @@ class Checkpoint:
         self.name = name
         self.revision = revision
         self.raw_config = read_json(folder / "config.json", name)
-        self.config = _qwen2_config(self.raw_config, name)
+        self.model_type = str(self.raw_config.get("model_type"))
+        self.config = _decoder_config(self.raw_config, name)
         self._entries = _index(folder, name)
+
+    @cached_property
+    def qwen2(self) -> Qwen2Config:
+        """The config of a model that the native exporter knows; UnsupportedArchitectureError for any other."""
+        return _qwen2_config(self.raw_config, self.config, self.name)
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -108,13 +122,41 @@ class Checkpoint:
         return result
 
 
-def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """Open a folder, a hub id (downloaded at `revision`), or one of the embedded `demo` and `demo-reference`."""
+def open_checkpoint(source: str, revision: str | None = None, *, native: bool = True) -> Checkpoint:
+    """Open a folder, a hub id (downloaded at `revision`), or one of the embedded `demo` and `demo-reference`.
+
+    `native`: UnsupportedArchitectureError at once for a model that the native exporter does not know.
+    """
     found = find_checkpoint(source, revision)
-    return Checkpoint(found.folder, found.name, found.revision)
+    checkpoint = Checkpoint(found.folder, found.name, found.revision)
+    if native:
+        _ = checkpoint.qwen2
+    return checkpoint
 
 
-def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
+def _decoder_config(config: Mapping[str, Any], name: str) -> DecoderConfig:
+    with _damage(name):
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        context = int(config["max_position_embeddings"])
+        windowed = config.get("use_sliding_window", config.get("model_type") != "qwen2")
+        window = config.get("sliding_window") if windowed else None
+        result = DecoderConfig(
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            intermediate=int(config["intermediate_size"]),
+            vocabulary=int(config["vocab_size"]),
+            context_length=min(context, int(window)) if window else context,  # within its window, attention is full
+        )
+    if any(value <= 0 for value in vars(result).values()) or result.heads % result.kv_heads or result.head_dim % 2:
+        raise CheckpointError(f"checkpoint {name}: config.json describes no model that can exist ({result})")
+    return result
+
+
+def _qwen2_config(config: Mapping[str, Any], shapes: DecoderConfig, name: str) -> Qwen2Config:
     found = config.get("model_type")
     if found != "qwen2":
         raise UnsupportedArchitectureError(name, f"model_type {found!r}", "Qwen2")
@@ -127,31 +169,28 @@ def _qwen2_config(config: Mapping[str, Any], name: str) -> Qwen2Config:
         raise UnsupportedArchitectureError(name, "sliding-window attention", "full attention")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedArchitectureError(name, f"hidden_act {config['hidden_act']!r}", "silu")
-    try:
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
+    if shapes.head_dim % HEAD_DIM_STEP:
+        raise UnsupportedArchitectureError(name, f"head_dim {shapes.head_dim}", f"multiples of {HEAD_DIM_STEP}")
+    with _damage(name):
         result = Qwen2Config(
-            layers=int(config["num_hidden_layers"]),
-            hidden=hidden,
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            intermediate=int(config["intermediate_size"]),
-            vocabulary=int(config["vocab_size"]),
-            context_length=int(config["max_position_embeddings"]),
+            **asdict(shapes),
             rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
             rms_norm_eps=float(config["rms_norm_eps"]),
         )
+    if not all(0 < value < math.inf for value in (result.rope_theta, result.rms_norm_eps)):  # NaN is neither
+        raise CheckpointError(f"checkpoint {name}: config.json describes no model that can exist ({result})")
+    return result
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """CheckpointError for a config that is not as it should be."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"checkpoint {name}: config.json is incomplete or damaged ({type(error).__name__}: {error})"
         ) from None
-    usable = all(0 < value < math.inf for value in vars(result).values())  # NaN is neither
-    if not usable or result.heads % result.kv_heads or result.head_dim % 2:
-        raise CheckpointError(f"checkpoint {name}: config.json describes no model that can exist ({result})")
-    if result.head_dim % HEAD_DIM_STEP:
-        raise UnsupportedArchitectureError(name, f"head_dim {result.head_dim}", f"multiples of {HEAD_DIM_STEP}")
-    return result
 
 
 def _index(folder: Path, name: str) -> dict[str, _Entry]:

@@ -16,7 +16,7 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token type
 
 
 def add_model(writer: Any, checkpoint: Checkpoint, *, rotated: bool) -> None:
-    config = checkpoint.config
+    config = checkpoint.qwen2
     writer.add_name(checkpoint.name)
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context_length)

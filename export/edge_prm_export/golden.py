@@ -16,7 +16,7 @@ from edge_prm.errors import CheckpointError, ContextLengthError
 from edge_prm.manifest import Fidelity, FileEntry, Golden, Manifest, Recipe
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.progress import Progress
-from edge_prm_export.recipes import STREAM_TOLERANCES, TOLERANCES
+from edge_prm_export.recipes import STREAM_TOLERANCES, tolerance_of
 
 Texts = tuple[tuple[str, tuple[str, ...]], ...]
 EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
@@ -68,7 +68,7 @@ def with_golden(
         rewards=len(differences),
         mean_difference=float(differences.mean()),
         max_difference=float(differences.max()),
-        tolerance=TOLERANCES[manifest.recipe.name],
+        tolerance=tolerance_of(manifest.backend, manifest.recipe),
         stream_tolerance=STREAM_TOLERANCES[manifest.backend],
     )
     rows = zip(golden, written.references, scored, strict=True)

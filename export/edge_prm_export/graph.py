@@ -96,12 +96,16 @@ class GraphWriter:
         self._nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs[0]
 
-    def model(self, producer_version: str) -> bytes:
+    def copy(self, node: Any) -> None:
+        """Add a node of another graph as it is."""
+        self._nodes.append(node)
+
+    def model(self, producer_version: str, opset: int = OPSET) -> bytes:
         """Return the serialized model; its weights are by reference to the WeightFile's name."""
         from onnx import helper
 
         graph = helper.make_graph(self._nodes, "prm", self._inputs, self._outputs, list(self._initializers.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(MS, 1)]
         model = helper.make_model(
             graph, opset_imports=opsets, producer_name="edge-prm", producer_version=producer_version
         )

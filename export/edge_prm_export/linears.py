@@ -9,7 +9,7 @@ weight multiplied twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,18 +114,8 @@ class Int8Linears:
         self._zero_point = graph.constant("zero_point", ZERO_POINT, np.uint8)
 
     def embed(self, name: str, weights: DecoderWeights) -> str:
-        """Int8 rows with a scale each: a quarter of the fp32 table, which nothing else needs."""
-        graph, config = self._graph, weights.config
-        table = graph.stream(f"{name}.weight", np.int8, (config.vocabulary, config.hidden))
-        scales = []
-        for block in weights.embedding_blocks():
-            integers, scale = quantize_rows(block)
-            table.write(integers)
-            scales.append(scale)
-        scale_table = graph.weight(f"{name}.scale", np.concatenate(scales)[:, None])
-        integers_read = graph.node("Gather", [table.finish(), "input_ids"], f"{name}.int8", axis=0)
-        scales_read = graph.node("Gather", [scale_table, "input_ids"], f"{name}.scales", axis=0)
-        return graph.node("Mul", [graph.node("Cast", [integers_read], f"{name}.float", to=1), scales_read], name)
+        config = weights.config
+        return self.embedding(name, "input_ids", weights.embedding_blocks(), (config.vocabulary, config.hidden))
 
     def attention_input(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array) -> str:
         """With two terms, since attention's logits magnify an error in queries and keys."""
@@ -154,6 +144,38 @@ class Int8Linears:
         scales, terms = self._quantize(f"{name}.down", product, two_terms=weights.few_rows)
         lowered = self._multiply(f"{name}.down.product", terms, weight, _compensation(down_seen))
         return self._graph.node("Mul", [lowered, scales], f"{name}.down")
+
+    def any_rows(self, name: str, rows: str, weights: Mapping[str, Weight], *, two_terms: bool = False) -> None:
+        """`rows` of which nothing is known times each weight, the products under the weights' names.
+
+        The rows are spread in blocks of 64, get a scale each, and are quantized once for all weights.
+        """
+        width, spread = 0, rows
+        scales: str = ""
+        terms: _Terms = ()
+        for product, read in weights.items():
+            weight = read()
+            block = block_size(weight.shape[1])
+            if not width:
+                width = weight.shape[1]
+                spread = self._spread(name, rows, width, block) if block > 1 else rows
+                scales, terms = self._quantize(name, spread, two_terms=two_terms)
+            whole = self._multiply(f"{product}.integers", terms, rotate_blocks(weight, block), None)
+            self._graph.node("Mul", [whole, scales], product)
+
+    def embedding(self, name: str, ids: str, blocks: Iterator[Array], shape: tuple[int, int]) -> str:
+        """Int8 rows with a scale each: a quarter of the fp32 table, which nothing else needs."""
+        graph = self._graph
+        table = graph.stream(f"{name}.weight", np.int8, shape)
+        scales = []
+        for block in blocks:
+            integers, scale = quantize_rows(block)
+            table.write(integers)
+            scales.append(scale)
+        scale_table = graph.weight(f"{name}.scale", np.concatenate(scales)[:, None])
+        integers_read = graph.node("Gather", [table.finish(), ids], f"{name}.int8", axis=0)
+        scales_read = graph.node("Gather", [scale_table, ids], f"{name}.scales", axis=0)
+        return graph.node("Mul", [graph.node("Cast", [integers_read], f"{name}.float", to=1), scales_read], name)
 
     def _quantize_normed(self, name: str, rows: str, *, two_terms: bool) -> _Terms:
         """Quantize rows of rms 1 with one scale for all rows of all texts: it costs nothing to multiply by."""

