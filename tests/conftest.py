@@ -50,16 +50,24 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
-    """(head, recipe) -> folder of a bundle, for llama.cpp if the recipe is a ggml type; not to be changed."""
+    """(head, recipe) -> folder of a bundle; not to be changed.
+
+    A ggml type is a recipe for llama.cpp, and `optimum-int8` and `optimum-fp32` go through optimum.
+    """
     made: dict[tuple[str, str], Path] = {}
 
     def make(head: str = "sigmoid", recipe: str = "int8") -> Path:
-        need_engine("onnx" if recipe in RECIPES else "gguf")
+        backend = "onnx" if recipe in RECIPES else "optimum" if recipe.startswith("optimum-") else "gguf"
+        need_engine(backend)
         from edge_prm_export import export
 
         if (head, recipe) not in made:
             folder = tmp_path_factory.mktemp("bundle") / f"{head}-{recipe}"
-            options = {"recipe": recipe} if recipe in RECIPES else {"gguf": True, "gguf_type": recipe}
+            options = {
+                "onnx": {"recipe": recipe},
+                "optimum": {"recipe": recipe.removeprefix("optimum-"), "exporter": "optimum"},
+                "gguf": {"gguf": True, "gguf_type": recipe},
+            }[backend]
             made[head, recipe] = export(str(checkpoint_of(head)), folder, **options)  # type: ignore[arg-type]
         return made[head, recipe]
 
@@ -68,7 +76,11 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[
 
 def need_engine(backend: str) -> None:
     """Skip, with the reason, where a backend's engine or exporter is not installed."""
-    needed = {"onnx": {"onnx": "export", "onnxruntime": "cpu"}, "gguf": {"gguf": "export", "llama_cpp": "gguf"}}
+    needed = {
+        "onnx": {"onnx": "export", "onnxruntime": "cpu"},
+        "gguf": {"gguf": "export", "llama_cpp": "gguf"},
+        "optimum": {"onnx": "export", "onnxruntime": "cpu", "optimum.exporters.onnx": "optimum"},
+    }
     for module, extra in needed[backend].items():
         pytest.importorskip(module, reason=f'this needs {module}: pip install "edge-prm[{extra}]"')
 

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from edge_prm.backends import DEVICES, MODULES, Backend, Model, load_model
 from edge_prm.backends.gguf import GgufBackend
 from edge_prm.backends.onnx import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
+from edge_prm.backends.optimum import OptimumBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
 
 LENGTH = 70
 IDS = np.random.default_rng(5).integers(0, 400, LENGTH)
-TOLERANCES = {"fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5, "gguf-f32": 5e-3, "gguf-q8_0": 0.03}
+TOLERANCES = {
+    "fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5, "gguf-f32": 5e-3, "gguf-q8_0": 0.03,
+    "optimum-int8": 0.03, "optimum-fp32": 1e-5,
+}  # fmt: skip
 """llama.cpp multiplies runs of different lengths with different kernels, on a KV cache in fp16; what was measured here,
 times three. These tiny models of random weights are sharper than trained ones."""
 CUTS = st.sets(st.integers(1, LENGTH - 1), max_size=12)
@@ -38,7 +42,9 @@ def model(name: str, request: pytest.FixtureRequest) -> Iterator[Model]:
         yield FakeModel()
         return
     bundle_of: Callable[..., Path] = request.getfixturevalue("bundle_of")
-    loaded = load_model(open_bundle(bundle_of("sigmoid", name.split("-")[1])), "auto", 1, "auto")
+    loaded = load_model(
+        open_bundle(bundle_of("sigmoid", name if name.startswith("optimum") else name.split("-")[1])), "auto", 1, "auto"
+    )
     yield loaded
     loaded.close()
 
@@ -173,7 +179,7 @@ def test_every_backend_and_device_has_a_name() -> None:
 def test_every_backend_has_the_members_of_the_contract() -> None:
     names = {name for name in vars(Backend) if not name.startswith("_")}
     assert {"offset", "extend", "trim", "close", "branch"} <= names
-    for kind in (FakeBackend, OnnxBackend, GgufBackend):
+    for kind in (FakeBackend, OnnxBackend, GgufBackend, OptimumBackend):
         assert names <= set(dir(kind))
 
 

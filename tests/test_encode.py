@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, write_tokenizer
 
 from edge_prm.encode import Encoder
 from edge_prm.errors import BundleIntegrityError, ContextLengthError
+from edge_prm.manifest import InputFormat
 from edge_prm.trajectory import Trajectory
 
 tokenizers = pytest.importorskip("tokenizers", reason="encoding needs tokenizers: pip install edge-prm")
@@ -156,6 +158,57 @@ def test_template_gives_the_ids_of_apply_chat_template(
     ids = encoder_of("template").encode(Trajectory.of(prompt, steps)).ids.tolist()
     assert ids == expected[: len(ids)]
     assert reference.decode(expected[len(ids) :]) == "<|im_end|>\n"
+
+
+# tagged
+
+
+@pytest.fixture(scope="module")
+def tagged(tokenizer_file: Path, manifest_for: Callable) -> Callable[..., Encoder]:
+    def make(separator: str, **pieces: Any) -> Encoder:
+        form = InputFormat("tagged", separator, **({"between": " "} | pieces))
+        return Encoder(tokenizer_file, manifest_for("raw", input=form))
+
+    return make
+
+
+@given(prompt=WORDS, steps=STEPS)
+def test_tags_in_text_are_read_where_they_were_put(
+    tagged: Callable, plain: Callable, prompt: str, steps: list[str]
+) -> None:
+    """As if each beginning of the text, up to a tag, were tokenized whole."""
+    trajectory = Trajectory.of(prompt, steps)
+    encoded = tagged(" ки", after="\n").encode(trajectory)
+    texts = [step.text for step in trajectory.steps]
+    whole = prompt + " " + "\n".join(f"{text} ки" for text in texts)
+    assert encoded.ids.tolist() == plain(whole)
+    for count, at in enumerate(encoded.read_at, 1):
+        start = prompt + " " + "\n".join(f"{text} ки" for text in texts[:count])
+        assert len(plain(start)) - 1 == at
+
+
+@given(prompt=WORDS, steps=STEPS)
+def test_special_tokens_of_the_pieces_part_the_text(
+    tagged: Callable, plain: Callable, special_ids: dict[str, int], prompt: str, steps: list[str]
+) -> None:
+    trajectory = Trajectory.of(prompt, steps)
+    start, end = special_ids["<|im_start|>"], special_ids["<|im_end|>"]
+    encoder = tagged("<|im_end|>\n<|im_start|>", before="<|im_start|>user\n", after="+<|im_end|>", bos_id=7)
+    first, *rest = (step.text for step in trajectory.steps)
+    expected = [7, start, *plain("user\n" + prompt + " " + first), end, *plain("\n"), start]
+    read_at = [len(expected) - 1]
+    for text in rest:
+        expected += [*plain("+"), end, *plain(text), end, *plain("\n"), start]
+        read_at.append(len(expected) - 1)
+    encoded = encoder.encode(trajectory)
+    assert encoded.ids.tolist() == expected
+    assert encoded.read_at == tuple(read_at)
+
+
+def test_a_special_token_may_be_the_tag_itself(tagged: Callable, special_ids: dict[str, int]) -> None:
+    encoded = tagged("<extra_0>").encode(Trajectory.of("P", ["a <extra_0> b", "c"]))
+    assert encoded.read_at == tuple(np.flatnonzero(encoded.ids == special_ids["<extra_0>"]))
+    assert len(encoded.read_at) == 2
 
 
 # pieces

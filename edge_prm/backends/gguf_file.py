@@ -74,6 +74,21 @@ def read_head(path: Path, architecture: Architecture, head_file: Path | None) ->
         raise BundleIntegrityError(path, f"not the GGUF file of this bundle ({error})") from None
 
 
+def read_tensors(path: Path) -> dict[str, tuple[tuple[int, ...], int, int]]:
+    """name -> (shape, outermost dimension first; ggml type; offset into the file) of a file that was checked."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _Reader(data).header()
+    return {name: (shape, kind, header.data_start + at) for name, (shape, kind, at) in header.tensors.items()}
+
+
+def place_of(path: Path, field: str) -> int:
+    """Where in a file that was checked a number of its metadata stands."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        reader = _Reader(data)
+        reader.header()
+    return reader.places[field]
+
+
 def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | None) -> Layers:
     header = _Reader(data).header()
     _check_fields(header.fields, architecture)
@@ -101,6 +116,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._at = 0
+        self.places: dict[str, int] = {}
 
     def header(self) -> _Header:
         if self._data[:4] != _MAGIC:
@@ -115,7 +131,9 @@ class _Reader:
             name = self._string()
             if name in values:
                 raise ValueError(f"{name[:60]!r} stands there twice")
-            values[name] = self._value(self._scalar("I"))
+            kind = self._scalar("I")
+            self.places[name] = self._at
+            values[name] = self._value(kind)
         found: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensors):
             name, dimensions = self._string(), self._scalar("I")

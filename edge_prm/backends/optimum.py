@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU, with graphs that come from optimum.
 
 Their attention joins past and new keys into a fresh tensor at every run, so the cache is a list of arrays that are
-never written to: a branch shares them, and `trim` takes a view. Attention over another length is added up in another order:
-rewards are close, not equal, in other pieces.
+never written to: a branch shares them, and `trim` takes a view. Attention over another length is added up in another
+order: rewards are close, not equal, in other pieces.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm_export.blocks import Grid
+
 T = TypeVar("T")
 
 WEIGHT_MAX = 127
@@ -74,6 +76,22 @@ class Compensation:
         _in_parallel(stripe, range(0, len(rows), _STRIPE))  # output channels know nothing of each other
         return integers, scales
 
+    def round_on(self, rows: npt.NDArray[np.floating[Any]], grid: Grid) -> npt.NDArray[np.uint8]:
+        """Round a weight `[out, in]` to a grid that is given; returns its integers, uint8 `[in, out]`."""
+        integers = np.empty(rows.shape[::-1], dtype=np.uint8)
+
+        def stripe(start: int) -> None:
+            end = min(start + _STRIPE, len(rows))
+            columns = np.ascontiguousarray(rows[start:end].T, dtype=np.float32)
+            errors = np.empty((self.group, end - start), dtype=np.float32)
+            part = Grid(grid.scales[:, start:end], grid.lows[:, start:end], grid.run, grid.most)
+            for index, factor in enumerate(self._factors):
+                first, last = index * self.group, (index + 1) * self.group
+                _round_on_grid(columns[first:last], factor, part, first, integers[first:last, start:end], errors)
+
+        _in_parallel(stripe, range(0, len(rows), _STRIPE))
+        return integers
+
 
 def _in_parallel(work: Callable[[int], T], items: Iterable[int]) -> list[T]:
     """Run `work` on each item, one thread per core and one BLAS thread each: these matrices are too small to share."""
@@ -129,4 +147,30 @@ def _round_in_turn(
         rounded = np.clip(np.rint(columns[row]), -most, most)
         integers[row] = rounded
         np.subtract(columns[row], rounded, out=errors[row])
+        columns[row + 1 :] -= factor[row, row + 1 :, None] * errors[row]
+
+
+def _round_on_grid(
+    columns: npt.NDArray[np.float32],
+    factor: npt.NDArray[np.float32],
+    grid: Grid,
+    first: int,
+    integers: npt.NDArray[np.uint8],
+    errors: npt.NDArray[np.float32],
+) -> None:
+    """As `_round_in_turn`, on a grid whose scales differ from run to run; `first` numbers the first channel."""
+    count = len(columns)
+    if count > _LEAF:
+        half = count // 2
+        upper, lower = slice(0, half), slice(half, count)
+        _round_on_grid(columns[upper], factor[upper, upper], grid, first, integers[upper], errors[upper])
+        columns[lower] -= factor[upper, lower].T @ errors[upper]
+        _round_on_grid(columns[lower], factor[lower, lower], grid, first + half, integers[lower], errors[lower])
+        return
+    for row in range(count):
+        scale, low = grid.scales[(first + row) // grid.run], grid.lows[(first + row) // grid.run]
+        steps = np.divide(columns[row] - low, scale, out=np.zeros_like(low), where=scale != 0)
+        rounded = np.clip(np.rint(steps), 0, grid.most)
+        integers[row] = rounded
+        np.subtract(columns[row], rounded * scale + low, out=errors[row])
         columns[row + 1 :] -= factor[row, row + 1 :, None] * errors[row]

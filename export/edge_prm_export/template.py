@@ -33,10 +33,10 @@ def input_format(
 
     `separator`: the text between steps (`token_class`, TRL's default is a newline), the token behind each step
     (`two_class`, `<extra_0>`) or the tag that closes it (`token_pair`, Math-Shepherd's ` ки`; without one, each step is
-    a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has none
-    to choose. For a `token_pair`, `between` stands between prompt and steps and `after` behind each tag but the last; in
-    a chat, `answer` is what the assistant says of a good step. Raises CheckpointError, also for a tokenizer that is
-    missing, damaged or not the model's.
+    a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has
+    none to choose. For a `token_pair`, `between` stands between prompt and steps and `after` behind each tag but the
+    last; in a chat, `answer` is what the assistant says of a good step. Raises CheckpointError, also for a tokenizer
+    that is missing, damaged or not the model's.
     """
     if head_kind != "token_pair" and (between is not None or after is not None):
         raise InputError(
@@ -70,13 +70,10 @@ def _tagged(
 ) -> InputFormat:
     between = " " if between is None else between
     if separator is not None:
-        return InputFormat(
-            "tagged",
-            separator,
-            between=between,
-            after="\n" if after is None else after,
-            bos_id=leading_id(checkpoint, tokenizer),
-        )
+        after = "\n" if after is None else after
+        _check_tag(tokenizer, separator, after)
+        bos_id = leading_id(checkpoint, tokenizer)
+        return InputFormat("tagged", separator, between=between, after=after, bos_id=bos_id)
     if after is not None:
         raise InputError(
             "after_step goes with separator; without one, the chat template says what stands between steps"
@@ -84,6 +81,18 @@ def _tagged(
     # the answer to an earlier step stands in the text of the next one, as in training
     before, opening, rest = _render(checkpoint, _USER, _ASSISTANT, _USER_AGAIN)
     return InputFormat("tagged", opening, before=before, between=between, after=answer + rest)
+
+
+def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
+    """InputError when a token would hold the tag's end and what follows: a closed step's reward must not change."""
+    closed, going_on = (
+        tokenizer.encode(text, add_special_tokens=False).ids for text in (f"4{separator}", f"4{separator}{after}Then 5")
+    )
+    if going_on[: len(closed)] != closed:
+        raise InputError(
+            f"separator {separator!r} and after_step {after!r} share a token; choose an after_step that begins with "
+            "another kind of character"
+        )
 
 
 def _render(checkpoint: Checkpoint, *contents: str) -> list[str]:

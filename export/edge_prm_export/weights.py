@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.reference import LayerInputs
 from edge_prm_export.rotate import Rotation
 from edge_prm_export.smooth import LayerScales
 
@@ -73,9 +74,7 @@ class DecoderWeights:
             f"model.layers.{layer}.self_attn.o_proj.weight", config.hidden, config.heads * config.head_dim
         )
         if self.scales and not self.folded:
-            values = self.scales[layer].values.reshape(config.kv_heads, 1, config.head_dim)
-            shared = (config.kv_heads, config.heads // config.kv_heads, config.head_dim)
-            weight = weight / np.broadcast_to(values, shared).reshape(-1)
+            weight = weight / self._value_scales(layer)
         return self._to_residual(self.rotate_values(weight))
 
     def feed_forward(self, layer: int, kind: str) -> Array:
@@ -90,6 +89,18 @@ class DecoderWeights:
         if self.scales and kind == "up":
             weight = weight * self.scales[layer].down[:, None]
         return self._from_residual(weight, f"model.layers.{layer}.post_attention_layernorm.weight")
+
+    def inputs(self, layer: int, seen: LayerInputs) -> tuple[Array, Array, Array, Array]:
+        """What goes into `q`, `k` and `v`, into the output projection, into `gate` and `up`, and into `down`."""
+        if self.folded:
+            attention, feed_forward = self.residual.apply(seen.attention), self.residual.apply(seen.feed_forward)
+        else:
+            attention = seen.attention * self.norm(layer, "input")
+            feed_forward = seen.feed_forward * self.norm(layer, "post_attention")
+        output = self.rotate_values(seen.output)
+        if self.scales and not self.folded:
+            output = output * self._value_scales(layer)
+        return attention, output, feed_forward, seen.down * self.scales[layer].down if self.scales else seen.down
 
     def head(self, weight: Array) -> Array:
         """A weight `[out, hidden]` that reads the final norm's output."""
@@ -112,6 +123,14 @@ class DecoderWeights:
             scales = self.scales[layer]
             weight = weight * (scales.attention if kind == "input" else scales.feed_forward)
         return weight
+
+    def _value_scales(self, layer: int) -> Array:
+        """The scales of values as the query heads see them, `[heads * head_dim]`."""
+        assert self.scales is not None
+        config = self.config
+        values = self.scales[layer].values.reshape(config.kv_heads, 1, config.head_dim)
+        shared = (config.kv_heads, config.heads // config.kv_heads, config.head_dim)
+        return np.broadcast_to(values, shared).reshape(-1)
 
     def _to_residual(self, weight: Array) -> Array:
         """Rotate the side of a weight `[hidden, in]` that writes to the residual stream."""
