@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
+from edge_prm.backends.gguf import GgufModel
 from edge_prm.backends.gguf_file import HEAD_NAME, read_head
-from edge_prm.errors import BundleIntegrityError, UnsupportedArchitectureError
-from edge_prm.manifest import Architecture
+from edge_prm.bundle import Bundle
+from edge_prm.errors import BundleIntegrityError, MissingExtraError, UnsupportedArchitectureError
+from edge_prm.manifest import Architecture, Manifest
 
 pytest.importorskip("gguf", reason='GGUF files are written with gguf: pip install "edge-prm[export]"')
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
@@ -315,3 +318,11 @@ def test_a_head_beside_that_is_no_archive_is_refused(
     (tmp_path / HEAD_NAME).write_bytes(b"PK\x03\x04 nothing")
     refused(gguf_of("two_class"), architecture, "not the reward head", tmp_path / HEAD_NAME)
     refused(gguf_of("two_class"), architecture, "not the reward head", tmp_path / "none.npz")
+
+
+def test_without_llama_cpp_its_extra_is_named(
+    manifest_for: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(MissingExtraError, match=r"llama-cpp-python not installed.*edge-prm\[gguf\]"):
+        GgufModel(Bundle(tmp_path, manifest_for()))
