@@ -69,7 +69,7 @@ def test_a_bundle_in_few_bits_is_closer_for_it(
     """The whole way through llama.cpp: a model wide enough for K-quants, with and without compensation."""
     need_engine("gguf")
     from edge_prm.manifest import read_manifest
-    from edge_prm_export import export, to_gguf
+    from edge_prm_export import export, gguf_bundle
 
     shapes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
     source = write_checkpoint(tmp_path / "source", tokenizer_file, dtype="fp32", **shapes)
@@ -80,6 +80,6 @@ def test_a_bundle_in_few_bits_is_closer_for_it(
         fidelity = read_manifest(folder).fidelity
         assert fidelity is not None
         differences.append(fidelity.mean_difference)
-        monkeypatch.setattr(to_gguf, "compensate", lambda *_: iter(()))
+        monkeypatch.setattr(gguf_bundle, "compensate", lambda *_: iter(()))
     assert (tmp_path / "with" / "model.gguf").stat().st_size == (tmp_path / "without" / "model.gguf").stat().st_size
     assert differences[0] < differences[1]

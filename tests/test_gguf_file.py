@@ -25,9 +25,10 @@ from edge_prm.manifest import Architecture, Manifest
 pytest.importorskip("gguf", reason='GGUF files are written with gguf: pip install "edge-prm[export]"')
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
+from edge_prm_export.gguf_bundle import check_rows
 from edge_prm_export.gguf_metadata import spare_rows
 from edge_prm_export.head import read_head as head_of_checkpoint
-from edge_prm_export.to_gguf import check_rows, write_gguf, write_head
+from edge_prm_export.to_gguf import write_gguf, write_head
 from edge_prm_export.weights import DecoderWeights
 
 KINDS = {"F32": 1e-6, "Q8_0": 1e-4, "F16": 1e-5, "BF16": 1e-4}

@@ -1,7 +1,7 @@
 """Checkpoint -> bundle folder: all of it, or nothing.
 
 Everything is written into a temporary folder beside the output, verified there, and renamed at the end. What is written
-is the business of `to_onnx` and `to_gguf`, and of `optimum_export` for what neither knows.
+is the business of `to_onnx` and `gguf_bundle`, and of `optimum_export` for what neither knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import InputError, MissingExtraError, UnsupportedArchitectureError
 from edge_prm.manifest import MANIFEST_NAME, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
 from edge_prm.source import DEFAULT_SOURCE
-from edge_prm_export import optimum_export, to_gguf, to_onnx
+from edge_prm_export import gguf_bundle, optimum_export, to_onnx
 from edge_prm_export.atomic import atomic_folder, check_output, check_space
 from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.golden import encode_golden, entry_of, with_golden
@@ -31,7 +31,7 @@ from edge_prm_export.recipes import EXPORTERS, GGUF_TYPES, gguf_recipes, onnx_re
 from edge_prm_export.template import input_format
 from edge_prm_export.texts import GOLDEN
 
-WRITERS = {"onnx": to_onnx.write_model, "gguf": to_gguf.write_model, "optimum": optimum_export.write_model}
+WRITERS = {"onnx": to_onnx.write_model, "gguf": gguf_bundle.write_model, "optimum": optimum_export.write_model}
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx": {"export": ("onnx", "onnxruntime", "ml_dtypes", "threadpoolctl")},
     "gguf": {"export": ("gguf", "ml_dtypes"), "gguf": ("llama_cpp",)},
