@@ -235,11 +235,12 @@ def info(bundle: Path, as_json: bool) -> None:
         click.echo(manifest.to_json(), nl=False)
         return
     architecture, source = manifest.architecture, manifest.source
+    tokens = f" ({' against '.join(map(repr, manifest.head.tokens))})" if manifest.head.tokens else ""
     more = ", reduced range" * manifest.recipe.reduce_range + ", rotated" * manifest.recipe.rotated
     facts = {
         "source": source.name + (f" at {source.revision}" if source.revision else ""),
         "model": f"{architecture.model_type}, {architecture.layers} layers, hidden {architecture.hidden}",
-        "head": f"{manifest.head.kind}, score by {manifest.head.default_aggregate}",
+        "head": f"{manifest.head.kind}{tokens}, score by {manifest.head.default_aggregate}",
         "steps": f"{manifest.input.format}, separator {manifest.input.separator!r}",
         "context": f"{manifest.context_length} tokens",
         "recipe": f"{manifest.recipe.name}{more} for backend {manifest.backend}",

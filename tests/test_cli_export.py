@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import ROW, refused, run
+from command_line import RANK_ROW, ROW, refused, run
+from conftest import need_engine
 
 from edge_prm.manifest import MANIFEST_NAME, read_manifest
 
@@ -207,3 +208,51 @@ def test_an_empty_separator_is_refused(checkpoint_of: Callable[[str], Path], tmp
 
 def test_reduce_range_goes_with_int8(checkpoint: Path, tmp_path: Path) -> None:
     refused(run("export", checkpoint, "--fp32", "--reduce-range", "-o", tmp_path / "out"), "reduce_range", "int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--int4"], "int4 goes with --gguf"),
+        (["--rotate"], "options of a GGUF bundle"),
+        (["--gguf-type", "Q9"], "gguf_type 'Q9' is not known; choose one of F32, F16"),
+        (["--gguf", "--reduce-range"], "reduce_range is for ONNX bundles"),
+        (["--gguf", "--exporter", "optimum"], "optimum writes ONNX bundles"),
+        (["--good-token", "+"], "--good-token and --bad-token go together"),
+        (["--after-step", "x"], "describe a token_pair head, and this checkpoint has a sigmoid head"),
+        (["--good-token", "+", "--bad-token", "nothing"], "no token 'nothing'; name the right one with --bad-token"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    checkpoint: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    refused(run("export", checkpoint, "-o", tmp_path / "out", *options), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_of_tokens_is_told_in_the_bundle(checkpoint: Path, tmp_path: Path, rows: Callable) -> None:
+    options = ["--good-token", "+", "--bad-token", "-", "--separator", " ки", "--after-step", "\n"]
+    assert run("export", checkpoint, "-o", tmp_path / "out", *options).exit_code == 0
+    shown = run("info", tmp_path / "out").stdout
+    assert "token_pair ('+' against '-'), score by min" in shown
+    assert "tagged, separator ' ки'" in shown
+    assert run("score", tmp_path / "out", rows(ROW)).exit_code == 0
+
+
+def test_a_gguf_bundle_goes_all_the_way(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Callable
+) -> None:
+    need_engine("gguf")
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(run("export", checkpoint_of("two_class"), "--gguf", "--fp16", "--json").stdout)
+    assert (facts["bundle"], facts["backend"], facts["recipe"]) == ("tiny-two_class-gguf-f16", "gguf", "f16")
+    assert run("check", facts["bundle"]).exit_code == 0
+    found = json.loads(run("score", facts["bundle"], rows(ROW), "--device", "cpu", "--json").stdout)
+    assert len(found["rewards"]) == len(ROW["steps"])
+    assert run("rank", facts["bundle"], rows(RANK_ROW)).exit_code == 0
+    assert "f16 for backend gguf" in run("info", facts["bundle"]).stdout
+
+
+def test_a_gpu_for_an_onnx_bundle_is_refused(bundle: Path, rows: Callable) -> None:
+    refused(run("score", bundle, rows(ROW), "--device", "gpu"), "is an ONNX bundle", "export with --gguf")
+    refused(run("check", bundle, "--gpu-layers", 3), "is an ONNX bundle")

@@ -171,7 +171,7 @@ def test_a_context_too_short_for_any_golden_trajectory_is_named(tmp_path: Path, 
 def test_full_precision_needs_no_calibration(
     tmp_path: Path, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_prm_export import reference, write_bundle
+    from edge_prm_export import reference, to_onnx, write_bundle
 
     lengths: list[int] = []
 
@@ -180,7 +180,7 @@ def test_full_precision_needs_no_calibration(
             lengths.append(len(texts))
             super().__init__(checkpoint, texts)
 
-    monkeypatch.setattr(write_bundle, "ReferenceRun", Counted)
+    monkeypatch.setattr(to_onnx, "ReferenceRun", Counted)
     for recipe in ("fp32", "int8"):
         export(str(checkpoint_of("sigmoid")), tmp_path / recipe, recipe=recipe)
     assert lengths[0] == len(write_bundle.GOLDEN) < lengths[1]
@@ -215,7 +215,7 @@ def test_progress_is_told_to_the_end(tmp_path: Path, checkpoint_of: Callable[[st
 
 
 def test_a_bad_recipe_is_named(tmp_path: Path, checkpoint_of: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match="recipe 'int3' is not known; choose one of int8, fp32"):
+    with pytest.raises(InputError, match="recipe 'int3' is not known to ONNX; choose one of int8, fp32"):
         export(str(checkpoint_of("sigmoid")), tmp_path / "out", recipe="int3")
 
 
@@ -224,6 +224,6 @@ def test_the_manifest_tells_where_the_weights_came_from(bundle_of: Callable[...,
     assert fields["source"]["name"] == "tiny-two_class"
     assert fields["source"]["revision"] is None
     assert len(fields["source"]["sha256"]) == 64
-    assert fields["head"] == {"kind": "two_class", "default_aggregate": "min"}
+    assert fields["head"] == {"kind": "two_class", "default_aggregate": "min", "tokens": []}
     assert fields["input"]["separator"] == "<extra_0>"
     assert set(fields["files"]) == {"tokenizer.json", "model.onnx", "model.onnx.data"}

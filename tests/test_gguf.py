@@ -23,6 +23,7 @@ from trajectories import run_threads
 import edge_prm
 from edge_prm.backends import Backend, Model, load_model
 from edge_prm.backends import gguf as backend
+from edge_prm.backends.llama_engine import gpu_layers_of
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, BundleError, InputError, OutputExistsError
@@ -336,9 +337,9 @@ def test_layers_go_to_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> No
     import llama_cpp
 
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
-    assert backend._gpu_layers(llama_cpp, "auto", None, 28) == 29
-    assert backend._gpu_layers(llama_cpp, "gpu", 7, 28) == 7
-    assert backend._gpu_layers(llama_cpp, "cpu", None, 28) == 0
+    assert gpu_layers_of(llama_cpp, "auto", None, 28) == 29
+    assert gpu_layers_of(llama_cpp, "gpu", 7, 28) == 7
+    assert gpu_layers_of(llama_cpp, "cpu", None, 28) == 0
 
 
 @pytest.mark.parametrize(

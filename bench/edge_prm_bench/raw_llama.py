@@ -17,7 +17,8 @@ import click
 import numpy as np
 
 import edge_prm
-from edge_prm.backends.gguf import MODEL_NAME, quieten
+from edge_prm.backends.gguf import MODEL_NAME
+from edge_prm.backends.llama_engine import quieten
 from edge_prm.errors import InputError, MissingExtraError
 from edge_prm_bench.latency import READ_EVERY
 

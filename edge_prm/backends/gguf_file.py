@@ -3,8 +3,6 @@
 llama.cpp trusts its files: a list shorter than another, or a row longer than its tensor, can end the process. So
 nothing is handed on but what `edge-prm export --gguf` writes: known names, each of the type and length it has there,
 tensors of the shapes in the manifest, everything inside the file.
-
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -14,13 +12,13 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends.gguf_reader import STRING, Array, Header, Reader
 from edge_prm.errors import BundleIntegrityError
 from edge_prm.manifest import Architecture
 
@@ -32,31 +30,11 @@ RESIDUAL_STEP = 128.0
 """What eight bits leave over of the head's row is at most half of one 127th of a block's largest value, so it is
 written that much larger."""
 
-_MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_MOST_ITEMS = 1 << 22
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 _F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
 _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
            11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136),
            30: (1, 2)}  # fmt: skip
 """ggml type -> (values of a block, its bytes): F32, F16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, BF16."""
-
-
-@dataclass(frozen=True)
-class _Array:
-    """A list in the metadata; its items stay in the file."""
-
-    kind: int
-    length: int
-
-
-@dataclass(frozen=True)
-class _Header:
-    fields: Mapping[str, Any]
-    tensors: Mapping[str, tuple[tuple[int, ...], int, int]]
-    """name -> (shape, outermost dimension first; ggml type; offset into the data)."""
-    data_start: int
 
 
 def read_head(path: Path, architecture: Architecture, head_file: Path | None) -> Layers:
@@ -74,23 +52,8 @@ def read_head(path: Path, architecture: Architecture, head_file: Path | None) ->
         raise BundleIntegrityError(path, f"not the GGUF file of this bundle ({error})") from None
 
 
-def read_tensors(path: Path) -> dict[str, tuple[tuple[int, ...], int, int]]:
-    """name -> (shape, outermost dimension first; ggml type; offset into the file) of a file that was checked."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = _Reader(data).header()
-    return {name: (shape, kind, header.data_start + at) for name, (shape, kind, at) in header.tensors.items()}
-
-
-def place_of(path: Path, field: str) -> int:
-    """Where in a file that was checked a number of its metadata stands."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        reader = _Reader(data)
-        reader.header()
-    return reader.places[field]
-
-
 def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | None) -> Layers:
-    header = _Reader(data).header()
+    header = Reader(data).header()
     _check_fields(header.fields, architecture)
     _check_tensors(header, architecture, len(data))
     if header.fields["edge_prm.head"] == "beside":
@@ -108,79 +71,6 @@ def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | No
     if not np.isfinite(weight).all():
         raise ValueError("its reward head holds NaN or infinity")
     return ((weight, np.array([bias], dtype=np.float32)),)
-
-
-class _Reader:
-    """Reads little-endian values; what the file cannot hold is a ValueError or struct.error."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._at = 0
-        self.places: dict[str, int] = {}
-
-    def header(self) -> _Header:
-        if self._data[:4] != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
-        self._at = 4
-        version = self._scalar("I")
-        if version not in _VERSIONS:
-            raise ValueError(f"version {version}")
-        tensors, fields = self._count(), self._count()
-        values: dict[str, Any] = {}
-        for _ in range(fields):
-            name = self._string()
-            if name in values:
-                raise ValueError(f"{name[:60]!r} stands there twice")
-            kind = self._scalar("I")
-            self.places[name] = self._at
-            values[name] = self._value(kind)
-        found: dict[str, tuple[tuple[int, ...], int, int]] = {}
-        for _ in range(tensors):
-            name, dimensions = self._string(), self._scalar("I")
-            if dimensions > 4 or name in found:
-                raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions or stands there twice")
-            shape = tuple(int(self._scalar("Q")) for _ in range(dimensions))[::-1]
-            found[name] = (shape, int(self._scalar("I")), int(self._scalar("Q")))
-        return _Header(values, found, -(-self._at // 32) * 32)
-
-    def _value(self, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self._scalar(_SCALARS[kind])
-        if kind == _STRING:
-            return self._string()
-        if kind != _ARRAY:
-            raise ValueError(f"a value of type {kind}")
-        inner, length = self._scalar("I"), self._count()
-        if inner in _SCALARS:
-            self._skip(length * struct.calcsize(_SCALARS[inner]))
-        elif inner == _STRING:
-            for _ in range(length):
-                self._skip(self._scalar("Q"))
-        else:
-            raise ValueError(f"a list of type {inner}")
-        return _Array(inner, length)
-
-    def _scalar(self, form: str) -> Any:
-        value = struct.unpack_from(f"<{form}", self._data, self._at)[0]
-        self._at += struct.calcsize(form)
-        return value
-
-    def _count(self) -> int:
-        count = int(self._scalar("Q"))
-        if count > _MOST_ITEMS:
-            raise ValueError(f"a count of {count}")
-        return count
-
-    def _skip(self, length: int) -> None:
-        self._at += length
-        if self._at > len(self._data):
-            raise ValueError("it ends too soon")
-
-    def _string(self) -> str:
-        length = int(self._scalar("Q"))
-        start = self._at
-        self._skip(length)
-        return self._data[start : start + length].decode("utf-8", errors="surrogateescape")
 
 
 def _check_fields(fields: Mapping[str, Any], architecture: Architecture) -> None:
@@ -204,12 +94,12 @@ def _check_fields(fields: Mapping[str, Any], architecture: Architecture) -> None
         if fields.get(key) != wanted or type(fields[key]) is not type(wanted):
             raise ValueError(f"{key} is {fields.get(key)!r} and should be {wanted!r}")
     for key, kinds in {
-        "tokenizer.ggml.tokens": (_STRING,),
+        "tokenizer.ggml.tokens": (STRING,),
         "tokenizer.ggml.token_type": (5,),  # int32
-        "tokenizer.ggml.merges": (_STRING,),
+        "tokenizer.ggml.merges": (STRING,),
     }.items():
         found = fields.get(key)
-        if not isinstance(found, _Array) or found.kind not in kinds:
+        if not isinstance(found, Array) or found.kind not in kinds:
             raise ValueError(f"{key} is missing or no list of its kind")
         if key != "tokenizer.ggml.merges" and found.length != architecture.vocabulary:
             raise ValueError(f"{key} has {found.length} items and the vocabulary {architecture.vocabulary}")
@@ -251,7 +141,7 @@ _KNOWN = frozenset(
 )  # fmt: skip
 
 
-def _check_tensors(header: _Header, architecture: Architecture, size: int) -> None:
+def _check_tensors(header: Header, architecture: Architecture, size: int) -> None:
     wanted = _wanted(architecture)
     if missing := [name for name in wanted if name not in header.tensors]:
         raise ValueError(f"tensor {missing[0]} is missing")
@@ -293,7 +183,7 @@ def _wanted(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def _embedding_row(data: mmap.mmap, header: _Header, row: int) -> Floats:
+def _embedding_row(data: mmap.mmap, header: Header, row: int) -> Floats:
     """One row of the embedding as float32."""
     (_, hidden), kind, offset = header.tensors["token_embd.weight"]
     values, stored = _BLOCKS[kind]

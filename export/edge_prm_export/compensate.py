@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends.gguf_file import read_tensors
+from edge_prm.backends.gguf_reader import read_tensors
 from edge_prm_export.blocks import BYTES, SUPER, grid_of, put_integers
 from edge_prm_export.quantize import Compensation
 from edge_prm_export.reference import LayerInputs, ReferenceRun

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends.gguf import MODEL_NAME, GgufModel, engine_lines, reason
-from edge_prm.backends.gguf_file import HEAD_NAME, place_of
+from edge_prm.backends.gguf import MODEL_NAME, GgufModel
+from edge_prm.backends.gguf_file import HEAD_NAME
+from edge_prm.backends.gguf_reader import place_of
+from edge_prm.backends.llama_engine import engine_lines, reason
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import ExportError, UnsupportedArchitectureError
