@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -38,30 +38,30 @@ def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int
     return OnnxModel(bundle, threads)
 
 
+def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """An InferenceSession on the CPU; BackendError with the engine's reason when it cannot load the graph."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("cpu", ["onnxruntime"]) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the engine's exceptions have no common base of their own
+        raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+
 class OnnxModel:
     """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("cpu", ["onnxruntime"]) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
-        if threads:
-            options.intra_op_num_threads = threads
         self.architecture = bundle.manifest.architecture
         self.context_length = bundle.manifest.context_length
         self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = self._open(bundle.folder / MODEL_NAME, options)
-
-    def _open(self, path: Path, options: Any) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
-        try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the engine's exceptions have no common base of their own
-            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        self._session: onnxruntime.InferenceSession | None = open_session(bundle.folder / MODEL_NAME, threads)
 
     def start(self) -> OnnxBackend:
         return OnnxBackend(self)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends.onnx import MODEL_NAME, open_session
 from edge_prm.bundle import Bundle
-from edge_prm.errors import BackendError, MissingExtraError
+from edge_prm.errors import BackendError
 
-MODEL_NAME = "model.onnx"
 CHUNK_TOKENS = 256
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -32,19 +32,8 @@ class OptimumModel:
     """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("cpu", ["onnxruntime"]) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
-        if threads:
-            options.intra_op_num_threads = threads
         path = bundle.folder / MODEL_NAME
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the engine's exceptions have no common base of their own
-            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        session = open_session(path, threads)
         shape = bundle.manifest.architecture
         self._inputs = {entry.name for entry in session.get_inputs()}
         self.cache_names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]

@@ -16,12 +16,12 @@ from edge_prm.backends.gguf_file import HEAD_NAME
 from edge_prm.backends.gguf_reader import place_of
 from edge_prm.backends.llama_engine import engine_lines, reason
 from edge_prm.bundle import Bundle
-from edge_prm.encode import Encoded, Encoder
+from edge_prm.encode import Encoded
 from edge_prm.errors import ExportError, UnsupportedArchitectureError
-from edge_prm.manifest import FileEntry, Manifest, Recipe
+from edge_prm.manifest import FileEntry, Recipe
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.compensate import compensate
-from edge_prm_export.golden import EncodedTexts, Written, encode_texts, entry_of
+from edge_prm_export.golden import Job, Written, encode_texts, entry_of
 from edge_prm_export.head import RewardHead
 from edge_prm_export.more_texts import MORE
 from edge_prm_export.progress import Progress
@@ -39,25 +39,17 @@ MOST_SCORED = 12
 _BLOCK = 32  # values that share a scale; a row of a quantized type is a number of them
 
 
-def write_model(
-    folder: Path,
-    recipes: tuple[Recipe, ...],
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    head: RewardHead,
-    encoder: Encoder,
-    golden: EncodedTexts,
-    progress: Progress,
-) -> Written:
+def write_model(job: Job) -> Written:
     """Write the GGUF (and the head, where it stands beside it), and score the golden texts in full precision.
 
     Of several recipes that is kept whose rewards, read at every token of our own texts, are closest to full precision:
     a rotation spreads outliers, and costs a little where there are none.
     """
+    folder, recipes, checkpoint, head, progress = job.folder, job.recipes, job.checkpoint, job.head, job.progress
     type_ = GGUF_TYPES[recipes[0].name.upper()]
     check_rows(checkpoint, recipes[0].name.upper())
     own = () if type_.bits >= 16 else CALIBRATION if type_.direct else (*CALIBRATION, *MORE)
-    texts = [encoded for *_, encoded in golden + encode_texts(encoder, own)]
+    texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own)]
     run = ReferenceRun(checkpoint, [text.ids for text in texts])
     scales = []
     with progress("scoring in full precision", checkpoint.config.layers) as advance:
@@ -69,7 +61,7 @@ def write_model(
 
     def compare(candidate: _Candidate) -> tuple[float, float]:
         listed = {path.name: FileEntry("", 0) for path in candidate.folder.iterdir()}  # not verified: just written
-        model = GgufModel(Bundle(candidate.folder, replace(manifest, files=listed)), device="cpu")
+        model = GgufModel(Bundle(candidate.folder, replace(job.manifest, files=listed)), device="cpu")
         try:
             return _difference(model, run, head, texts[:MOST_SCORED], progress)
         finally:
@@ -96,7 +88,7 @@ def write_model(
         (best.folder / name).rename(folder / name)
     for candidate in candidates:
         shutil.rmtree(candidate.folder)
-    rewards = [run.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(golden)]
+    rewards = [run.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(job.golden)]
     return Written(best.recipe, files, rewards)
 
 

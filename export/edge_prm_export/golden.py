@@ -15,11 +15,28 @@ from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, ContextLengthError
 from edge_prm.manifest import Fidelity, FileEntry, Golden, Manifest, Recipe
 from edge_prm.trajectory import Trajectory
+from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.head import RewardHead
 from edge_prm_export.progress import Progress
 from edge_prm_export.recipes import STREAM_TOLERANCES, tolerance_of
 
 Texts = tuple[tuple[str, tuple[str, ...]], ...]
 EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a writer of weights is given. `manifest` tells all but recipe, weights and golden rewards; of several
+    `recipes` the writer chooses."""
+
+    folder: Path
+    recipes: tuple[Recipe, ...]
+    manifest: Manifest
+    checkpoint: Checkpoint
+    head: RewardHead
+    encoder: Encoder
+    golden: EncodedTexts
+    progress: Progress
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 
 import edge_prm
-from edge_prm.encode import Encoder
 from edge_prm.errors import CheckpointError
-from edge_prm.manifest import Manifest, Recipe
 from edge_prm_export.checkpoint import Checkpoint
-from edge_prm_export.golden import EncodedTexts, Written, entry_of
+from edge_prm_export.golden import EncodedTexts, Job, Written, entry_of
 from edge_prm_export.graph import GraphWriter, WeightFile
 from edge_prm_export.head import RewardHead
 from edge_prm_export.linears import Int8Linears
@@ -32,18 +30,10 @@ from edge_prm_export.rewrite import Rewriter
 MODEL_NAME, WEIGHTS_NAME = "model.onnx", "model.onnx.data"
 
 
-def write_model(
-    folder: Path,
-    recipes: tuple[Recipe, ...],
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    head: RewardHead,
-    encoder: Encoder,
-    golden: EncodedTexts,
-    progress: Progress,
-) -> Written:
+def write_model(job: Job) -> Written:
     """Let optimum write its graph, rewrite it, and score the golden texts in torch fp32."""
-    (recipe,) = recipes
+    folder, checkpoint, head, progress = job.folder, job.checkpoint, job.head, job.progress
+    (recipe,) = job.recipes
     traced = folder / "optimum"
     with progress("tracing with optimum", 1) as advance:
         _trace(checkpoint, traced)
@@ -65,7 +55,7 @@ def write_model(
     finally:
         weights.abort()
     shutil.rmtree(traced)
-    return Written(recipe, files, _references(checkpoint, head, golden, progress), reference="torch fp32")
+    return Written(recipe, files, _references(checkpoint, head, job.golden, progress), reference="torch fp32")
 
 
 def _trace(checkpoint: Checkpoint, target: Path) -> None:

@@ -10,7 +10,6 @@ Norm weights are folded into the linears behind them; how a recipe multiplies is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,11 @@ import numpy.typing as npt
 
 import edge_prm
 from edge_prm.backends.onnx import MODEL_NAME
-from edge_prm.encode import Encoder
-from edge_prm.manifest import Manifest, Recipe
 from edge_prm_export.checkpoint import Checkpoint
-from edge_prm_export.golden import EncodedTexts, Written, encode_texts, entry_of
+from edge_prm_export.golden import Job, Written, encode_texts, entry_of
 from edge_prm_export.graph import MS, GraphWriter, WeightFile
 from edge_prm_export.head import RewardHead
 from edge_prm_export.linears import FeedForward, Fp32Linears, Int8Linears, Linears
-from edge_prm_export.progress import Progress
 from edge_prm_export.reference import LayerInputs, ReferenceRun
 from edge_prm_export.texts import CALIBRATION
 from edge_prm_export.weights import DecoderWeights
@@ -35,19 +31,11 @@ Array = npt.NDArray[np.floating[Any]]
 WEIGHTS_NAME = "model.onnx.data"
 
 
-def write_model(
-    folder: Path,
-    recipes: tuple[Recipe, ...],
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    head: RewardHead,
-    encoder: Encoder,
-    golden: EncodedTexts,
-    progress: Progress,
-) -> Written:
+def write_model(job: Job) -> Written:
     """Write the graph and its weights; on the way, the golden texts are scored in full precision."""
-    (recipe,) = recipes
-    calibration = encode_texts(encoder, CALIBRATION) if recipe.name == "int8" else []
+    folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
+    (recipe,) = job.recipes
+    calibration = encode_texts(job.encoder, CALIBRATION) if recipe.name == "int8" else []
     reference = ReferenceRun(checkpoint, [encoded.ids for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
@@ -55,7 +43,7 @@ def write_model(
         linears: Linears = (
             Fp32Linears(graph) if recipe.name == "fp32" else Int8Linears(graph, reduce_range=recipe.reduce_range)
         )
-        with progress(f"writing {recipe.name} layers", checkpoint.config.layers) as advance:
+        with job.progress(f"writing {recipe.name} layers", checkpoint.config.layers) as advance:
             for _ in write_graph(graph, checkpoint, head, linears, reference):
                 advance(1)
         (folder / MODEL_NAME).write_bytes(graph.model(edge_prm.__version__))

@@ -24,7 +24,7 @@ from edge_prm.source import DEFAULT_SOURCE
 from edge_prm_export import gguf_bundle, optimum_export, to_onnx
 from edge_prm_export.atomic import atomic_folder, check_output, check_space
 from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
-from edge_prm_export.golden import encode_golden, entry_of, with_golden
+from edge_prm_export.golden import Job, encode_golden, entry_of, with_golden
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.progress import Progress, silent
 from edge_prm_export.recipes import EXPORTERS, GGUF_TYPES, gguf_recipes, onnx_recipes
@@ -100,7 +100,7 @@ def export(
         manifest = describe(checkpoint, head, form, backend, recipes[0], files)
         encoder = Encoder(folder / TOKENIZER_NAME, manifest)
         golden = encode_golden(encoder, GOLDEN, manifest)
-        written = WRITERS[backend](folder, recipes, manifest, checkpoint, head, encoder, golden, progress)
+        written = WRITERS[backend](Job(folder, recipes, manifest, checkpoint, head, encoder, golden, progress))
         manifest = replace(manifest, recipe=written.recipe, files={**files, **written.files})
         manifest = with_golden(folder, manifest, golden, written, progress)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
