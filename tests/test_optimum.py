@@ -307,6 +307,33 @@ def test_without_optimum_its_extra_is_named(
         export(str(foreign("llama", "sigmoid", "fp32")[0]), tmp_path / "out")
 
 
+def test_data_outside_the_graph_is_brought_along(
+    foreign: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As optimum leaves a model of more than 2 GB: every tensor, those of constants too, in a file of its own."""
+    import onnx
+
+    import edge_prm_export.optimum_export as way
+
+    source, expected = foreign("llama", "sigmoid", "int8")
+    trace = way._trace
+
+    def trace_outside(checkpoint: Any, target: Path) -> None:
+        trace(checkpoint, target)
+        model = onnx.load(str(target / "model.onnx"))
+        options = {"save_as_external_data": True, "size_threshold": 0, "convert_attribute": True}
+        onnx.save_model(model, str(target / "model.onnx"), location="model.onnx_data", **options)
+
+    monkeypatch.setattr(way, "_trace", trace_outside)
+    folder = export(str(source), tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in expected.iterdir())
+    found = []
+    for bundle in (expected, folder):
+        with edge_prm.load(bundle) as prm:
+            found.append(prm.score(PROMPT, STEPS).rewards)
+    assert found[0] == found[1]
+
+
 def test_what_optimum_cannot_trace_is_one_sentence(
     foreign: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,8 +59,12 @@ class Rewriter:
             if linears is not None and self._is_embedding(node):
                 self._int8_embedding(target, linears, node)
                 continue
+            if node.op_type == "Constant" and (tensor := _tensor_of(node)) is not None:
+                target.weight(node.output[0], self._array(tensor))  # of a large model, it lies outside the graph too
+                continue
             for name in node.input:
                 self._weight(target, name)
+            self._bring_along(node)
             target.copy(node)
         width = head.layers[0][0].shape[1]
         read = target.node("Gather", [hidden, "read_at"], "hidden.read", axis=1)
@@ -147,9 +151,25 @@ class Rewriter:
             target.weight(name, self._read(name))
 
     def _read(self, name: str) -> Any:
+        return self._array(self._initializers[name])
+
+    def _bring_along(self, node: Any) -> None:
+        """Tensors of a node's attributes, small ones, into the node."""
         from onnx import numpy_helper
 
-        return numpy_helper.to_array(self._initializers[name], str(self._folder))
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.external_data:
+                attribute.t.CopyFrom(numpy_helper.from_array(self._array(attribute.t)))
+
+    def _array(self, tensor: Any) -> Any:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(tensor, str(self._folder))
+
+
+def _tensor_of(node: Any) -> Any:
+    """The tensor of a Constant node; None when it holds something else."""
+    return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
 
 
 def _type(value: Any) -> tuple[Any, list[int | str]]:
