@@ -65,7 +65,10 @@ class GgufModel:
         llama_cpp.llama_backend_init()
         self._watcher = Watcher(llama_cpp, bundle.manifest.architecture.hidden)
         options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = gpu_layers_of(llama_cpp, device, gpu_layers, bundle.manifest.architecture.layers)
+        options.n_gpu_layers = layers = gpu_layers_of(
+            llama_cpp, device, gpu_layers, bundle.manifest.architecture.layers
+        )
+        self._on_gpu = layers > 0
         with engine_lines() as lines:
             self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
         if not self._model:
@@ -164,6 +167,8 @@ class GgufModel:
         options.n_ctx, options.n_batch, options.n_ubatch = cells, BATCH_TOKENS, BATCH_TOKENS
         options.n_seq_max, options.kv_unified = MOST_SEQUENCES, True
         options.n_threads = options.n_threads_batch = self._threads
+        if not self._on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
+            options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cb_eval = self._watcher.callback
         context = llama.llama_init_from_model(self._model, options)
         if not context:
