@@ -7,14 +7,14 @@ A new engine is one file with a `load_model(bundle, threads, device, gpu_layers)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_prm.bundle import Bundle
-from edge_prm.errors import InputError
+from edge_prm.errors import BackendError, InputError
 
 
 class Backend(Protocol):
@@ -79,6 +79,24 @@ def load_model(bundle: Bundle, backend: str, threads: int | None, device: str, g
         )
     model: Model = importlib.import_module(MODULES[made_for]).load_model(bundle, threads, device, gpu_layers)
     return model
+
+
+def chunks(
+    ids: npt.NDArray[np.int64], read_at: Sequence[int], most: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Cut what is to be appended into runs of at most so many tokens, each with the positions to be read in it."""
+    tokens, wanted = np.asarray(ids, dtype=np.int64), np.asarray(read_at, dtype=np.int64)
+    if len(tokens) == 0:
+        raise BackendError("there are no tokens to extend by")
+    for start in range(0, len(tokens), most):
+        chunk = tokens[start : start + most]
+        yield chunk, wanted[(wanted >= start) & (wanted < start + len(chunk))] - start
+
+
+def check_trim(to: int, held: int) -> None:
+    """BackendError unless a cache of `held` tokens can be cut down to `to`."""
+    if not 0 <= to <= held:
+        raise BackendError(f"cannot trim to {to} tokens: the cache holds {held}")
 
 
 def _whole(value: object, least: int) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends import check_trim, chunks
 from edge_prm.backends.gguf_file import HEAD_NAME, read_head
 from edge_prm.backends.llama_engine import Watcher, engine_lines, gpu_layers_of, quieten, reason
 from edge_prm.bundle import Bundle
@@ -57,7 +58,6 @@ class GgufModel:
             bundle.manifest.architecture,
             bundle.folder / HEAD_NAME if HEAD_NAME in bundle.manifest.files else None,
         )
-        self.context_length = bundle.manifest.context_length
         self._llama = llama_cpp
         self._threads = threads or os.cpu_count() or 1
         self._lock = threading.RLock()
@@ -216,23 +216,17 @@ class GgufBackend:
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> Floats:
-        tokens, wanted = np.asarray(ids, dtype=np.int64), np.asarray(read_at, dtype=np.int64)
-        if len(tokens) == 0:
-            raise BackendError("there are no tokens to extend by")
-        if self._sequence is None:
-            self._sequence = self._model.take_sequence()
         rewards = []
-        for start in range(0, len(tokens), BATCH_TOKENS):
-            batch = tokens[start : start + BATCH_TOKENS]
-            inside = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
-            rewards.append(self._model.run(self._sequence, batch, self._offset, inside.tolist()))
-            self._offset += len(batch)
-            self._computed += len(batch)
+        for chunk, wanted in chunks(ids, read_at, BATCH_TOKENS):
+            if self._sequence is None:
+                self._sequence = self._model.take_sequence()
+            rewards.append(self._model.run(self._sequence, chunk, self._offset, wanted.tolist()))
+            self._offset += len(chunk)
+            self._computed += len(chunk)
         return np.concatenate(rewards)
 
     def trim(self, to: int) -> None:
-        if not 0 <= to <= self._offset:
-            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self._offset}")
+        check_trim(to, self._offset)
         if self._sequence is not None and to < self._offset:
             self._model.remove(self._sequence, to)
         self._offset = to

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends import check_trim, chunks
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError, MissingExtraError
 
@@ -113,15 +114,8 @@ class OnnxBackend:
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
-        tokens = np.asarray(ids, dtype=np.int64)
-        wanted = np.asarray(read_at, dtype=np.int64)
-        if len(tokens) == 0:
-            raise BackendError("there are no tokens to extend by")
-        self._reserve(self._offset + len(tokens) + 1)
-        rewards = []
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            chunk = tokens[start : start + CHUNK_TOKENS]
-            rewards.append(self._run(chunk, wanted[(wanted >= start) & (wanted < start + len(chunk))] - start))
+        self._reserve(self._offset + len(ids) + 1)
+        rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS)]
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -134,8 +128,7 @@ class OnnxBackend:
         return rewards[: len(wanted)]
 
     def trim(self, to: int) -> None:
-        if not 0 <= to <= self._offset:
-            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self._offset}")
+        check_trim(to, self._offset)
         self._offset = to
 
     def branch(self) -> OnnxBackend:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends import check_trim, chunks
 from edge_prm.backends.onnx import MODEL_NAME, open_session
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError
@@ -97,21 +98,15 @@ class OptimumBackend:
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> Floats:
-        tokens, wanted = np.asarray(ids, dtype=np.int64), np.asarray(read_at, dtype=np.int64)
-        if len(tokens) == 0:
-            raise BackendError("there are no tokens to extend by")
         rewards = []
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            chunk = tokens[start : start + CHUNK_TOKENS]
-            inside = wanted[(wanted >= start) & (wanted < start + len(chunk))] - start
-            read, self._cache = self._model.run(chunk, inside, self._cache)
+        for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS):
+            read, self._cache = self._model.run(chunk, wanted, self._cache)
             rewards.append(read)
             self._computed += len(chunk)
         return np.concatenate(rewards)
 
     def trim(self, to: int) -> None:
-        if not 0 <= to <= self.offset:
-            raise BackendError(f"cannot trim to {to} tokens: the cache holds {self.offset}")
+        check_trim(to, self.offset)
         if to < self.offset:
             self._cache = [values[:, :, :to] for values in self._cache]
 

@@ -46,7 +46,7 @@ class Rewriter:
         hidden = self._hidden_states()
         kept = self._needed([hidden, *self._cache_outputs()])
         self._copy_ends(target)
-        groups = self._groups(kept, hidden) if linears is not None else {}
+        groups = self._groups(kept) if linears is not None else {}
         members = {node.output[0] for nodes in groups.values() for node in nodes}
         done: set[str] = set()
         for node in kept:
@@ -58,9 +58,6 @@ class Rewriter:
                 continue
             if linears is not None and self._is_embedding(node):
                 self._int8_embedding(target, linears, node)
-                continue
-            if node.op_type == "Constant" and (tensor := _tensor_of(node)) is not None:
-                target.weight(node.output[0], self._array(tensor))  # of a large model, it lies outside the graph too
                 continue
             for name in node.input:
                 self._weight(target, name)
@@ -103,7 +100,7 @@ class Rewriter:
             if value.name != LOGITS:
                 target.output(value.name, *_type(value))
 
-    def _groups(self, kept: list[Any], hidden: str) -> dict[str, list[Any]]:
+    def _groups(self, kept: list[Any]) -> dict[str, list[Any]]:
         """Multiplications with weights, by their input."""
         groups: dict[str, list[Any]] = {}
         for node in kept:
@@ -154,7 +151,7 @@ class Rewriter:
         return self._array(self._initializers[name])
 
     def _bring_along(self, node: Any) -> None:
-        """Tensors of a node's attributes, small ones, into the node."""
+        """Tensors of a node's attributes, which a large model leaves outside the graph too, into the node."""
         from onnx import numpy_helper
 
         for attribute in node.attribute:
@@ -165,11 +162,6 @@ class Rewriter:
         from onnx import numpy_helper
 
         return numpy_helper.to_array(tensor, str(self._folder))
-
-
-def _tensor_of(node: Any) -> Any:
-    """The tensor of a Constant node; None when it holds something else."""
-    return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
 
 
 def _type(value: Any) -> tuple[Any, list[int | str]]:
