@@ -5,7 +5,8 @@
     prm = edge_prm.load("prm-int8")
     prm.score("What is 2 + 3 * 4?", ["3 * 4 = 12", "2 + 12 = 14"]).rewards
 
-Names are imported when they are first used, so that `import edge_prm` costs next to nothing.
+Errors are in `edge_prm.errors`, and `except edge_prm.EdgePRMError` catches all of them. Names are imported when they
+are first used, so that `import edge_prm` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_prm import errors
     from edge_prm.errors import EdgePRMError
     from edge_prm.prm import PRM, load
     from edge_prm.score import Score
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from edge_prm.trajectory import Trajectory
 
 __version__ = "0.1.0"
-__all__ = ["PRM", "EdgePRMError", "Score", "Session", "Trajectory", "__version__", "load"]
+__all__ = ["PRM", "EdgePRMError", "Score", "Session", "Trajectory", "__version__", "errors", "load"]
 
 _HOMES = {
     "EdgePRMError": "edge_prm.errors",
@@ -34,6 +36,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("edge_prm.errors")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

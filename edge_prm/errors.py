@@ -1,5 +1,7 @@
 """Every error edge-prm raises on purpose. Messages are built here, so that each names the value, the place, the remedy.
 
+All of them can be pickled, so they survive a process pool or a Ray worker.
+
 EdgePRMError
 ├── InputError (ValueError)                a prompt, step, row or option that cannot be scored
 │   └── ContextLengthError                 text longer than the model's context
@@ -12,8 +14,9 @@ EdgePRMError
 │   ├── HeadNotFoundError
 │   ├── UnsafePickleError                  a reward_head.pt that asks for more than tensors
 │   └── UnsupportedArchitectureError (NotImplementedError)
-├── ExportError (OSError)                  the output cannot be written
-│   └── OutputExistsError (FileExistsError)
+├── OutputError (OSError)                  a file or folder cannot be written
+│   └── ExportError                        a bundle cannot be written
+│       └── OutputExistsError (FileExistsError)
 ├── BackendError (RuntimeError)            the engine failed, or its numbers are not finite
 └── MissingExtraError (ImportError)        an optional dependency is not installed
 """
@@ -21,10 +24,22 @@ EdgePRMError
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class EdgePRMError(Exception):
     """Root of every error that edge-prm raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the class with the finished message, which leaves take for something else.
+        return _unpickle, (type(self), self.args, self.__dict__)
+
+
+def _unpickle(kind: type[EdgePRMError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EdgePRMError:
+    error: EdgePRMError = (OSError if issubclass(kind, OSError) else Exception).__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(EdgePRMError, ValueError):
@@ -32,13 +47,15 @@ class InputError(EdgePRMError, ValueError):
 
 
 class ContextLengthError(InputError):
+    """A text has more tokens than the model's context; `tokens` and `context_length` are both counts of tokens."""
+
     def __init__(self, tokens: int, context_length: int, place: str = "") -> None:
         self.tokens = tokens
         self.context_length = context_length
         where = f"{place}: " if place else ""
         super().__init__(
             f"{where}the text is {tokens} tokens long and the model's context holds {context_length}; "
-            "nothing is ever cut in silence: shorten the prompt or score fewer steps"
+            "inputs are never truncated: shorten the prompt or score fewer steps"
         )
 
 
@@ -47,11 +64,15 @@ class BundleError(EdgePRMError, ValueError):
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no bundle at a path."""
+
     def __init__(self, path: object, missing: str) -> None:
         super().__init__(f"{path} is not an edge-prm bundle: {missing}; write one with `edge-prm export`")
 
 
 class BundleVersionError(BundleError):
+    """A bundle was written by a newer edge-prm."""
+
     def __init__(self, path: object, found: object, supported: int) -> None:
         super().__init__(
             f"{path} has bundle format {found!r} and this edge-prm reads up to {supported}; "
@@ -60,6 +81,8 @@ class BundleVersionError(BundleError):
 
 
 class BundleIntegrityError(BundleError):
+    """A bundle is truncated or edited, or its tokenizer does not match."""
+
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}; copy the bundle again or export the checkpoint again")
 
@@ -69,11 +92,15 @@ class CheckpointError(EdgePRMError, ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at a path or hub id."""
+
     def __init__(self, source: object, reason: str) -> None:
         super().__init__(f"checkpoint {source}: {reason}; give a folder that holds config.json, or a hub id owner/name")
 
 
 class HeadNotFoundError(CheckpointError):
+    """A checkpoint has no reward head."""
+
     def __init__(self, source: object, looked_for: Sequence[str]) -> None:
         super().__init__(
             f"checkpoint {source} has no reward head (looked for {', '.join(looked_for)}); "
@@ -82,6 +109,8 @@ class HeadNotFoundError(CheckpointError):
 
 
 class UnsafePickleError(CheckpointError):
+    """A reward_head.pt asks for more than tensors."""
+
     def __init__(self, path: object, asked_for: str) -> None:
         super().__init__(
             f"{path} asks to load {asked_for}, and a reward head may hold tensors only; nothing was run: "
@@ -90,17 +119,25 @@ class UnsafePickleError(CheckpointError):
 
 
 class UnsupportedArchitectureError(CheckpointError, NotImplementedError):
+    """A checkpoint has an architecture that this version does not export."""
+
     def __init__(self, source: object, what: str, supported: str) -> None:
         self.what = what
         self.supported = supported
         super().__init__(f"checkpoint {source}: {what} is not supported; this version exports {supported}")
 
 
-class ExportError(EdgePRMError, OSError):
-    """The output cannot be written."""
+class OutputError(EdgePRMError, OSError):
+    """A file or folder cannot be written."""
+
+
+class ExportError(OutputError):
+    """A bundle cannot be written."""
 
 
 class OutputExistsError(ExportError, FileExistsError):
+    """The output folder of an export is there already."""
+
     def __init__(self, path: object) -> None:
         super().__init__(f"{path} already exists; choose another output folder or replace it with --force")
 
@@ -110,6 +147,8 @@ class BackendError(EdgePRMError, RuntimeError):
 
 
 class MissingExtraError(EdgePRMError, ImportError):
+    """An optional dependency is not installed; the message names the `pip install` line."""
+
     def __init__(self, extra: str, modules: Iterable[str]) -> None:
         self.extra = extra
         super().__init__(f'{", ".join(modules)} not installed; install with: pip install "edge-prm[{extra}]"')
