@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_prm.errors import InputError
-from edge_prm.trajectory import Step, Trajectory, splitter
+from edge_prm.split import SPLITS, THINKING_TAGS, other_split, splitter
+from edge_prm.trajectory import Step, Trajectory
 
 PIECES = [
     "a",
@@ -34,6 +36,11 @@ PIECES = [
 TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(st.characters(exclude_categories=["Cs"]))
 
 
+def is_empty(text: str) -> bool:
+    """Nothing but white space and tags."""
+    return not text.replace("<think>", "").strip()
+
+
 def texts(trajectory: Trajectory) -> list[str]:
     return [step.text for step in trajectory.steps]
 
@@ -42,15 +49,15 @@ def separators(trajectory: Trajectory) -> list[str]:
     return [step.separator for step in trajectory.steps]
 
 
-@given(TEXT, st.sampled_from(["blank", "lines", r"\.", r"(?<=\d)", r"\s*", "a|1", "[ \n]+"]))
+@given(TEXT, st.sampled_from(["auto", "blank", "lines", r"\.", r"(?<=\d)", r"\s+", "a|1", "[ \n]+", "(?=b1)"]))
 def test_a_completion_is_kept_verbatim(completion: str, split: str) -> None:
-    assume(re.sub(split if split not in ("blank", "lines") else r"\s", "", completion).strip())
+    assume(re.sub(split if split not in SPLITS else r"\s", "", completion).replace("<think>", "").strip())
     assert Trajectory.of("Q", completion, split=split).completion == completion
 
 
 @given(TEXT, st.sampled_from(["blank", "lines"]))
 def test_steps_of_a_completion_begin_with_text_and_are_closed_by_newlines(completion: str, split: str) -> None:
-    assume(completion.strip())
+    assume(not is_empty(completion))
     trajectory = Trajectory.of("Q", completion, split=split)
     for step in trajectory.steps:
         assert step.text.strip()
@@ -62,7 +69,7 @@ def test_steps_of_a_completion_begin_with_text_and_are_closed_by_newlines(comple
     assert not trajectory.lead.strip()
 
 
-@given(st.lists(TEXT.filter(lambda text: text.strip() != ""), min_size=1))
+@given(st.lists(TEXT.filter(lambda text: not is_empty(text)), min_size=1))
 def test_steps_of_a_list_are_joined_with_one_blank_line(steps: list[str]) -> None:
     trajectory = Trajectory.of("Q", steps)
     assert separators(trajectory) == ["\n\n"] * (len(steps) - 1) + [""]
@@ -72,7 +79,7 @@ def test_steps_of_a_list_are_joined_with_one_blank_line(steps: list[str]) -> Non
         assert given_text.split() == step.text.split()
 
 
-@given(st.lists(TEXT.filter(lambda text: text.strip() != ""), min_size=1))
+@given(st.lists(TEXT.filter(lambda text: not is_empty(text)), min_size=1))
 def test_steps_of_a_trajectory_given_as_a_list_give_it_again(steps: list[str]) -> None:
     once = Trajectory.of("Q", steps)
     assert Trajectory.of("Q", texts(once)) == once
@@ -131,7 +138,7 @@ def test_a_regular_expression_splits_too() -> None:
 
 
 def test_an_expression_that_matches_nothing_leaves_one_step() -> None:
-    assert texts(Trajectory.of("Q", "a\n\nb", split="STEP")) == ["a\n\nb"]
+    assert texts(Trajectory.of("Q", "a\n\nb", split="(?:STEP)")) == ["a\n\nb"]
 
 
 def test_blank_lines_before_the_first_step_lead() -> None:
@@ -158,9 +165,151 @@ def test_thinking_lasts_from_one_mark_to_the_other() -> None:
     assert kinds == ["thinking", "thinking", "thinking", "response", "response"]
 
 
-def test_a_step_that_opens_thinking_at_its_end_is_a_response_itself() -> None:
+def test_the_kind_of_a_step_is_that_of_its_first_character_outside_of_tags() -> None:
     trajectory = Trajectory.of("Q", "so <think>\n\nwait\n\n</think> done\n\nend")
-    assert [step.kind for step in trajectory.steps] == ["response", "thinking", "thinking", "response"]
+    assert [step.kind for step in trajectory.steps] == ["response", "thinking", "response", "response"]
+
+
+@pytest.mark.parametrize(("opening", "closing"), [*THINKING_TAGS, ("<THINK>", "</Think>")])
+def test_a_tag_is_no_step_but_belongs_to_its_neighbour(opening: str, closing: str) -> None:
+    completion = f"{opening}\n\na\n\nb\n\n{closing}\n\nc\n\nd"
+    trajectory = Trajectory.of("Q", completion)
+    assert texts(trajectory) == [f"{opening}\n\na", f"b\n\n{closing}", "c", "d"]
+    assert [step.kind for step in trajectory.steps] == ["thinking", "thinking", "response", "response"]
+    assert trajectory.completion == completion
+
+
+@pytest.mark.parametrize(
+    ("completion", "steps", "kinds"),
+    [
+        ("<think>\n\n</think>\n\na\n\nb", ["<think>\n\n</think>\n\na", "b"], "rr"),
+        ("<think></think>\n\na", ["<think></think>\n\na"], "r"),
+        ("<think>\na\n\nb", ["<think>\na", "b"], "tt"),  # the closing tag is missing
+        ("a\n\nb\n</think>\n\nc", ["a", "b\n</think>", "c"], "ttr"),  # the opening tag is missing
+        ("a\n\n</think>\n\nb", ["a\n\n</think>", "b"], "tr"),
+        ("a\n\n<think>\n\n", ["a\n\n<think>"], "r"),
+        ("a\n\n<think>\n\n</think>\n\nb", ["a", "<think>\n\n</think>\n\nb"], "rr"),
+        ("<think>a</think>\n\n<answer>\n\nb\n\n</answer>", ["<think>a</think>", "<answer>\n\nb\n\n</answer>"], "tr"),
+        (
+            "<|begin_of_thought|>\n\na\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nb\n\n<|end_of_solution|>",
+            ["<|begin_of_thought|>\n\na\n\n<|end_of_thought|>", "<|begin_of_solution|>\n\nb\n\n<|end_of_solution|>"],
+            "tr",
+        ),
+    ],
+)
+def test_tags_that_are_missing_or_empty(completion: str, steps: list[str], kinds: str) -> None:
+    trajectory = Trajectory.of("Q", completion)
+    assert texts(trajectory) == steps
+    assert "".join(step.kind[0] for step in trajectory.steps) == kinds
+    assert trajectory.completion.rstrip() == completion.rstrip()
+
+
+@pytest.mark.parametrize("steps", ["<think>\n\n</think>", " <think>", ["<think>", "</think>"], "</think>\n\n"])
+def test_tags_alone_are_an_empty_completion(steps: str | list[str]) -> None:
+    with pytest.raises(InputError, match="tags"):
+        Trajectory.of("Q", steps)
+
+
+def test_tags_of_a_list_are_joined_and_places_kept() -> None:
+    trajectory = Trajectory.of("Q", ["<think>", "a", "b", "</think>", "c"])
+    assert texts(trajectory) == ["<think>\n\na", "b\n\n</think>", "c"]
+    assert [step.place for step in trajectory.steps] == [1, 2, 4]
+    assert trajectory == Trajectory.of("Q", "<think>\n\na\n\nb\n\n</think>\n\nc")
+
+
+def test_empty_steps_of_a_list_are_left_out_on_request_and_places_kept() -> None:
+    trajectory = Trajectory.of("Q", ["", "a", " \n", "b"], skip_empty=True)
+    assert [(step.text, step.place) for step in trajectory.steps] == [("a", 1), ("b", 3)]
+
+
+def test_thinking_given_apart_comes_first() -> None:
+    trajectory = Trajectory.of("Q", "c\n\nd", thinking="a\n\nb")
+    assert trajectory.completion == "a\n\nb\n\nc\n\nd"
+    assert [step.kind for step in trajectory.steps] == ["thinking", "thinking", "response", "response"]
+    assert [step.place for step in trajectory.steps] == [0, 1, 2, 3]
+
+
+# the bundle's own separator
+
+
+@pytest.mark.parametrize(
+    ("completion", "separator", "steps"),
+    [
+        ("a.<extra_0>b.<extra_0>c.<extra_0>", "<extra_0>", ["a.", "b.", "c."]),
+        ("a.\n\nb.<extra_0>c.", "<extra_0>", ["a.\n\nb.", "c."]),
+        ("Step 1: a ки\nStep 2: b ки", " ки", ["Step 1: a", "Step 2: b"]),
+        ("Step 1: a киStep 2: b ки", " ки", ["Step 1: a", "Step 2: b"]),
+        ("руки кит\n\nки", " ки", ["руки кит"]),
+    ],
+)
+def test_auto_cuts_at_the_bundles_own_separator(completion: str, separator: str, steps: list[str]) -> None:
+    trajectory = Trajectory.of("Q", completion, separator=separator)
+    assert texts(trajectory) == steps
+    assert trajectory.cut_at == separator.strip()
+    assert trajectory.steps == Trajectory.of("Q", steps).steps
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "blank", "separator": "<extra_0>"}, {"separator": "\n"}])
+def test_another_separator_is_text(options: dict[str, str]) -> None:
+    trajectory = Trajectory.of("Q", "a<extra_0>b\nc\n\nd", **options)
+    assert texts(trajectory) == ["a<extra_0>b\nc", "d"]
+    assert trajectory.cut_at == ""
+
+
+def test_words_that_hold_a_separator_of_letters_are_text() -> None:
+    assert Trajectory.of("Q", "руки\n\nкит", separator=" ки").cut_at == ""
+
+
+# ways to split
+
+
+def test_a_line_of_white_space_is_blank() -> None:
+    assert texts(Trajectory.of("Q", "a\n \t\nb\r\n \r\nc")) == ["a", "b", "c"]
+
+
+def test_empty_matches_cut() -> None:
+    trajectory = Trajectory.of("Q", "Step 1: a\nStep 2: b\nStep 3: c", split=r"(?=Step \d)")
+    assert texts(trajectory) == ["Step 1: a\n", "Step 2: b\n", "Step 3: c"]
+    assert separators(trajectory) == ["", "", ""]
+
+
+@pytest.mark.parametrize("split", ["", "blanks", "line", "Step", "автор", "x*", "\\n*", "$", "(a|)"])
+def test_a_split_that_cannot_be_meant_is_refused(split: str) -> None:
+    with pytest.raises(InputError, match="blank, lines|blank or lines"):
+        Trajectory.of("Q", "a\n\nb", split=split)
+
+
+def test_one_step_of_a_text_with_more_is_pointed_out() -> None:
+    assert other_split("Step 1: a\nStep 2: b\nStep 3: c", 1) == r"--split '(?=\bStep \d)' would give 3"
+    assert other_split("a\nb", 1) == "--split lines would give 2"
+    assert other_split("a\nb", 2) == other_split("a", 1) == ""
+
+
+# trajectories made by hand
+
+
+@pytest.mark.parametrize(
+    ("prompt", "steps", "said"),
+    [
+        ("", (Step("a"),), "prompt is empty"),
+        (None, (Step("a"),), "prompt is NoneType"),
+        ("Q", (), "steps are empty"),
+        ("Q", [Step("a")], "tuple of Step"),
+        ("Q", ("a",), "tuple of Step"),
+        ("Q", (Step(" "),), "step 0 is empty"),
+        ("Q", (Step("a"), Step(None)), "step 1 is NoneType"),  # type: ignore[arg-type]
+        ("Q", (Step("a", separator=None),), "separator of step 0"),  # type: ignore[arg-type]
+        ("Q", (Step("a", kind="idea"),), "kind of step 0"),
+    ],
+)
+def test_a_trajectory_made_by_hand_is_checked(prompt: object, steps: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Trajectory(prompt, steps)  # type: ignore[arg-type]
+
+
+def test_arrays_of_strings_are_lists() -> None:
+    assert Trajectory.of("Q", np.array(["a", "b"])) == Trajectory.of("Q", ["a", "b"])  # type: ignore[arg-type]
+    assert Trajectory.of(np.str_("Q"), [np.str_("a")]) == Trajectory.of("Q", ["a"])
 
 
 def test_without_marks_every_step_is_a_response() -> None:
