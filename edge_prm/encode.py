@@ -23,10 +23,14 @@ TOKENIZER_NAME = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Encoded:
-    """`ids`, int64 `[tokens]`, and for each step the index of the token at which its reward is read."""
+    """`ids`, int64 `[tokens]`, and for each step the index of the token at which its reward is read.
+
+    `start`: index of the first token that holds text of the first step.
+    """
 
     ids: npt.NDArray[np.int64]
     read_at: tuple[int, ...]
+    start: int = 0
 
     def sha256(self) -> str:
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
@@ -69,6 +73,11 @@ class Encoder:
         self._between = list(self._parts(self._format.between))
         self._after, self._separator = list(self._parts(self._format.after)), list(self._parts(self._format.separator))
         self._separator_ids = self._literal(self._format.separator) if self._format.format == "pieces" else []
+
+    @property
+    def separator_text(self) -> str | None:
+        """What closes a step in this format, where people write it into completions: `<extra_0>`, ` ки`; else None."""
+        return self._format.separator if self._format.format in ("template", "tagged") else None
 
     def encode(self, trajectory: Trajectory) -> Encoded:
         """Return ids and read positions; ContextLengthError when the ids outgrow the model's context."""

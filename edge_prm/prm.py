@@ -7,20 +7,23 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Literal, overload
 
 from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.aggregate import check_aggregate, check_early_stop
 from edge_prm.backends import load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
-from edge_prm.errors import ContextLengthError, InputError
+from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
 from edge_prm.manifest import Manifest
-from edge_prm.score import Ranking, Score
+from edge_prm.score import Ranking, Score, StepScore
 from edge_prm.session import PrefixScorer, Session
+from edge_prm.split import shown, splitter
 from edge_prm.trajectory import Trajectory, check_prompt
 
 Steps = str | Sequence[str]
 
+ON_ERROR = ("raise", "return")
 IDLE_TOKENS = 4096
 """A sequence that holds more than this is not kept for the next call: its KV cache would be hundreds of megabytes."""
 
@@ -70,40 +73,118 @@ class PRM:
     def manifest(self) -> Manifest:
         return self._bundle.manifest
 
-    def score(self, prompt: str, steps: Steps, *, aggregate: str | None = None, split: str = "blank") -> Score:
+    def __repr__(self) -> str:
+        """What it is, in a line: folder, checkpoint, recipe, engine, head."""
+        manifest = self.manifest
+        return (
+            f"<PRM {str(self.folder)!r}: {manifest.source.name}, {manifest.recipe.name} for {manifest.backend}, "
+            f"{manifest.head.kind} head, context of {manifest.context_length} tokens>"
+        )
+
+    def score(
+        self,
+        prompt: str | Trajectory,
+        steps: Steps | None = None,
+        *,
+        aggregate: str | None = None,
+        split: str = "auto",
+    ) -> Score:
         """Score one trajectory: a prompt, and its steps as a list or as one completion that `split` divides.
 
-        `split`: `blank` (blank lines), `lines`, or a regular expression that matches separators. `aggregate`: last,
+        A Trajectory may take the place of both. `split`: `auto` (blank lines, or the bundle's own separator where the
+        completion holds it), `blank`, `lines`, or a regular expression that matches separators. `aggregate`: last,
         mean, min, prod or reasonflux; the bundle's own by default. What two calls in a row have in common at the start
         is computed once. Raises InputError, ContextLengthError or BackendError.
         """
         name = self._aggregate(aggregate)
-        encoded = self._encoder.encode(Trajectory.of(prompt, steps, split=split))
+        trajectory = self._trajectory(prompt, steps, split)
+        encoded = self._encoder.encode(trajectory)
         with self._scorer() as scorer:
             before = scorer.computed
-            rewards = tuple(scorer.rewards(encoded))
-            return Score(rewards, aggregate_rewards(name, rewards), len(encoded.ids), scorer.computed - before)
+            rewards = scorer.rewards(encoded)
+            return made_score(trajectory, encoded, rewards, name, scorer.computed - before)
+
+    @overload
+    def score_many(
+        self,
+        trajectories: Iterable[Trajectory | tuple[str, Steps]],
+        *,
+        aggregate: str | None = None,
+        split: str = "auto",
+        on_error: Literal["raise"] = "raise",
+    ) -> Iterator[Score]: ...
+
+    @overload
+    def score_many(
+        self,
+        trajectories: Iterable[Trajectory | tuple[str, Steps]],
+        *,
+        aggregate: str | None = None,
+        split: str = "auto",
+        on_error: str,
+    ) -> Iterator[Score | EdgePRMError]: ...
 
     def score_many(
-        self, trajectories: Iterable[Trajectory | tuple[str, Steps]], *, aggregate: str | None = None
-    ) -> Iterator[Score]:
+        self,
+        trajectories: Iterable[Trajectory | tuple[str, Steps]],
+        *,
+        aggregate: str | None = None,
+        split: str = "auto",
+        on_error: str = "raise",
+    ) -> Iterator[Score] | Iterator[Score | EdgePRMError]:
         """Score trajectories one after the other, in constant memory: each is read when its score is asked for.
 
-        Those that follow each other with the same prompt (or any other common beginning) share its computation.
+        An item is a Trajectory or a pair of prompt and steps. Those that follow each other with the same prompt (or
+        any other common beginning) share its computation. `on_error`: `raise` ends the iteration at the first item that
+        cannot be scored; `return` yields the error in place of its Score and goes on with the next item.
         """
-        return self._scores(trajectories, self._aggregate(aggregate))
+        splitter(split)
+        if on_error not in ON_ERROR:
+            raise InputError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
+        return self._scores(trajectories, self._aggregate(aggregate), split, on_error)
 
-    def _scores(self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str) -> Iterator[Score]:
+    def _scores(
+        self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str, split: str, on_error: str
+    ) -> Iterator[Score | EdgePRMError]:
         scorer = PrefixScorer(self.model.start())
         try:
-            for item in trajectories:
-                trajectory = item if isinstance(item, Trajectory) else Trajectory.of(*item)
-                encoded = self._encoder.encode(trajectory)
-                before = scorer.computed
-                rewards = tuple(scorer.rewards(encoded))
-                yield Score(rewards, aggregate_rewards(name, rewards), len(encoded.ids), scorer.computed - before)
+            for index, item in enumerate(trajectories):
+                try:
+                    trajectory = self._item(item, index, split)
+                    encoded = self._encoder.encode(trajectory)
+                    before = scorer.computed
+                    rewards = scorer.rewards(encoded)
+                except (InputError, BackendError) as error:
+                    if on_error == "raise":
+                        raise
+                    yield error
+                    continue
+                yield made_score(trajectory, encoded, rewards, name, scorer.computed - before)
         finally:
             scorer.close()
+
+    def _item(self, item: object, index: int, split: str) -> Trajectory:
+        if isinstance(item, Trajectory):
+            return item
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise InputError(
+                f"item {index} is {type(item).__name__} ({shown(item)}); give a Trajectory or a pair of prompt and steps"
+            )
+        return self._trajectory(item[0], item[1], split)
+
+    def _trajectory(self, prompt: str | Trajectory, steps: object, split: str) -> Trajectory:
+        if isinstance(prompt, Trajectory):
+            if steps is not None:
+                raise InputError("a Trajectory holds its steps; give no others with it")
+            return prompt
+        if steps is None:
+            raise InputError("steps are missing; give a list of strings, the completion as one string, or a Trajectory")
+        return Trajectory.of(prompt, steps, split=split, separator=self.separator)  # type: ignore[arg-type]
+
+    @property
+    def separator(self) -> str | None:
+        """The text that closes a step in this bundle's format, where a completion may hold it; None elsewhere."""
+        return self._encoder.separator_text
 
     def session(self, prompt: str) -> Session:
         """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
@@ -113,45 +194,59 @@ class PRM:
     def rank(
         self,
         prompt: str,
-        candidates: Sequence[Steps],
+        candidates: Sequence[Steps | Trajectory],
         *,
         aggregate: str | None = None,
-        split: str = "blank",
+        split: str = "auto",
         early_stop: bool = False,
         threshold: float | None = None,
     ) -> Ranking:
         """Score candidates for one prompt; the prompt is computed once, each candidate costs its own tokens only.
 
-        `early_stop`: give a candidate up as soon as it cannot win any more; possible under the aggregates that a step
-        can only lower (min, prod). `threshold`: give a candidate up at its first step below it, under any aggregate.
+        A candidate is a list of steps, a completion that `split` divides, or a Trajectory with this prompt. One that
+        cannot be scored is None in the Ranking, with its error; the others are ranked. `early_stop`: give a candidate
+        up as soon as it cannot win any more; possible under the aggregates that a step can only lower (min, prod).
+        `threshold`: give a candidate up at its first step below it, under any aggregate.
+
+        Raises InputError for a bad prompt or option, and for candidates that are no list.
         """
         name = self._aggregate(aggregate)
+        splitter(split)
         if early_stop:
             check_early_stop(name)
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold!r}; rewards lie between 0 and 1")
-        if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Sequence) or not candidates:
-            raise InputError("candidates must be a list with at least one completion (a string, or a list of steps)")
         check_prompt(prompt)
-        encoded = [self._encode_candidate(prompt, steps, split, index) for index, steps in enumerate(candidates)]
-        scores: list[float] = []
-        rewards: list[tuple[float, ...]] = []
+        tried = [self._encode_candidate(prompt, steps, split, i) for i, steps in enumerate(_candidates(candidates))]
+        scored: list[Score | None] = []
+        errors: dict[int, EdgePRMError] = {}
         stopped: list[int] = []
         best: int | None = None
         with self._scorer() as scorer:
             before = scorer.computed
-            for index, candidate in enumerate(encoded):
-                to_beat = scores[best] if early_stop and best is not None else None
-                read, given_up = _read(scorer, candidate, name, to_beat, threshold)
-                rewards.append(tuple(read))
-                scores.append(aggregate_rewards(name, read))
+            for index, candidate in enumerate(tried):
+                if isinstance(candidate, InputError):
+                    errors[index] = candidate
+                    scored.append(None)
+                    continue
+                trajectory, encoded = candidate
+                leader = None if best is None else scored[best]
+                to_beat = leader.score if early_stop and leader is not None else None
+                started = scorer.computed
+                try:
+                    read, given_up = _read(scorer, encoded, name, to_beat, threshold)
+                except BackendError as error:
+                    errors[index] = error
+                    scored.append(None)
+                    continue
+                scored.append(made_score(trajectory, encoded, read, name, scorer.computed - started))
                 if given_up:
                     stopped.append(index)
-                elif best is None or scores[index] > scores[best]:
+                elif leader is None or scored[index].score > leader.score:  # type: ignore[union-attr]
                     best = index
-            computed = scorer.computed - before
-        tokens = tuple(len(candidate.ids) for candidate in encoded)
-        return Ranking(best, tuple(scores), tuple(rewards), tokens, tuple(stopped), computed)
+            if not any(scored) and any(isinstance(error, BackendError) for error in errors.values()):
+                raise next(error for error in errors.values() if isinstance(error, BackendError))
+            return Ranking(best, tuple(scored), errors, tuple(stopped), scorer.computed - before)
 
     def close(self) -> None:
         """Free the weights. Open sessions can no longer be pushed to."""
@@ -168,14 +263,22 @@ class PRM:
     def _aggregate(self, name: str | None) -> str:
         return check_aggregate(name or self.manifest.head.default_aggregate)
 
-    def _encode_candidate(self, prompt: str, steps: Steps, split: str, index: int) -> Encoded:
+    def _encode_candidate(
+        self, prompt: str, steps: Steps | Trajectory, split: str, index: int
+    ) -> tuple[Trajectory, Encoded] | InputError:
+        """A candidate's trajectory and tokens, or why it has none."""
         place = f"candidate {index}"
         try:
-            return self._encoder.encode(Trajectory.of(prompt, steps, split=split))
+            if isinstance(steps, Trajectory):
+                if steps.prompt != prompt:
+                    raise InputError("its prompt is not the prompt of this ranking")
+                return steps, self._encoder.encode(steps)
+            trajectory = self._trajectory(prompt, steps, split)
+            return trajectory, self._encoder.encode(trajectory)
         except ContextLengthError as error:
-            raise ContextLengthError(error.tokens, error.context_length, place) from None
+            return ContextLengthError(error.tokens, error.context_length, place)
         except InputError as error:
-            raise InputError(f"{place}: {error}") from None
+            return InputError(f"{place}: {error}")
 
     @contextmanager
     def _scorer(self) -> Iterator[PrefixScorer]:
@@ -188,6 +291,25 @@ class PRM:
         if scorer.tokens <= IDLE_TOKENS:
             with self._lock:
                 self._idle = scorer
+
+
+def made_score(trajectory: Trajectory, encoded: Encoded, rewards: Sequence[float], name: str, computed: int) -> Score:
+    """The Score of the steps that have a reward: all of a trajectory, or the first ones of a pruned candidate."""
+    starts = [encoded.start, *(at + 1 for at in encoded.read_at)]
+    steps = tuple(
+        StepScore(step.text, step.kind, reward, (start, at + 1), step.place)
+        for step, reward, start, at in zip(trajectory.steps, rewards, starts, encoded.read_at, strict=False)
+    )
+    score = aggregate_rewards(name, rewards)
+    return Score(steps, score, name, len(encoded.ids), computed, trajectory.cut_at)
+
+
+def _candidates(candidates: object) -> list[Steps | Trajectory]:
+    if hasattr(candidates, "tolist"):  # a numpy array of completions
+        candidates = candidates.tolist()
+    if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Sequence) or not candidates:
+        raise InputError("candidates must be a list with at least one completion (a string, or a list of steps)")
+    return list(candidates)
 
 
 def _read(

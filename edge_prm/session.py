@@ -18,8 +18,9 @@ from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.backends import Backend
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import BackendError, InputError
-from edge_prm.score import Score
-from edge_prm.trajectory import STEP_SEPARATOR, Step, Trajectory, check_prompt, check_step
+from edge_prm.score import Score, StepScore
+from edge_prm.split import STEP_SEPARATOR, kinds_of
+from edge_prm.trajectory import Step, Trajectory, check_prompt, check_step
 
 
 class PrefixScorer:
@@ -87,7 +88,8 @@ class Session:
         self._default_aggregate = default_aggregate
         self._steps: list[Step] = []
         self._rewards: list[float] = []
-        self._tokens = 0
+        self._read_at: list[int] = []
+        self._start = self._tokens = 0
         self._computed_before = scorer.computed
         self._lock = threading.RLock()
         self._closed = False
@@ -132,7 +134,8 @@ class Session:
             reward = self._scorer.rewards(Encoded(encoded.ids, encoded.read_at[-1:]))[0]
             self._steps = steps
             self._rewards.append(reward)
-            self._tokens = len(encoded.ids)
+            self._read_at.append(encoded.read_at[-1])
+            self._start, self._tokens = encoded.start, len(encoded.ids)
             return reward
 
     def score(self, aggregate: str | None = None) -> Score:
@@ -141,16 +144,24 @@ class Session:
             if not self._rewards:
                 raise InputError("no step was pushed yet, so there is nothing to score")
             name = aggregate or self._default_aggregate
-            return Score(self.rewards, aggregate_rewards(name, self._rewards), self._tokens, self.computed)
+            starts = [self._start, *(at + 1 for at in self._read_at)]
+            steps = tuple(
+                StepScore(step.text, kind, reward, (start, at + 1), index)
+                for index, (step, kind, reward, start, at) in enumerate(
+                    zip(self._steps, kinds_of(self.steps), self._rewards, starts, self._read_at, strict=False)
+                )
+            )
+            score = aggregate_rewards(name, self._rewards)
+            return Score(steps, score, name, self._tokens, self.computed)
 
     def trim(self, steps: int) -> None:
         """Forget all but the first `steps` steps, to write on from there; InputError when there are fewer."""
         with self._lock:
             self._check_open()
-            if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= len(self._steps):
+            if isinstance(steps, bool) or not hasattr(steps, "__index__") or not 0 <= steps <= len(self._steps):
                 raise InputError(f"cannot trim to {steps!r} steps: the session holds {len(self._steps)}")
-            del self._steps[steps:]
-            del self._rewards[steps:]
+            for held in (self._steps, self._rewards, self._read_at):
+                del held[steps:]
             self._tokens = len(self._encoder.encode(Trajectory(self._prompt, tuple(self._steps))).ids) if steps else 0
 
     def branch(self) -> Session:
@@ -159,6 +170,7 @@ class Session:
             self._check_open()
             other = Session(self._scorer.branch(), self._encoder, self._prompt, self._default_aggregate)
             other._steps, other._rewards, other._tokens = list(self._steps), list(self._rewards), self._tokens
+            other._read_at, other._start = list(self._read_at), self._start
             return other
 
     def close(self) -> None:

@@ -82,17 +82,19 @@ class Trajectory:
         check_prompt(prompt)
         splitter(split)
         if not isinstance(thinking, str):
-            thinking = as_list(thinking, "thinking")
-        lead, parts, cut_at = _parts(steps, split, separator, skip_empty)
-        if thinking:
-            before, thoughts, _ = _parts(thinking, split, separator, skip_empty)
-            text, _, _, place = thoughts[-1]
-            thoughts[-1] = (text, STEP_SEPARATOR, "", place)
-            parts = [(text, between, "thinking", place) for text, between, _, place in thoughts] + [
-                (text, between, kind, place + thoughts[-1][3] + 1) for text, between, kind, place in parts
-            ]
-            lead = before
-        return cls(prompt, tuple(Step(*part) for part in parts), lead, cut_at)
+            thinking = as_list(thinking, "thinking")  # type: ignore[assignment]  # its items are checked below
+        if not thinking:
+            lead, parts, cut = _parts(steps, split, separator, skip_empty)
+            return cls(prompt, tuple(Step(*part) for part in parts), lead, cut)
+        lead, thoughts, cut = _parts(thinking, split, separator, skip_empty)
+        made = [Step(text, between, "thinking", place) for text, between, _, place in thoughts]
+        if isinstance(steps, str) and not steps.strip():  # the answer is empty: a generation that was cut off
+            return cls(prompt, tuple(made), lead, cut)
+        made[-1] = Step(made[-1].text, STEP_SEPARATOR, "thinking", made[-1].place)
+        _, parts, cut = _parts(steps, split, separator, skip_empty)
+        after = made[-1].place + 1
+        made += [Step(text, between, kind, place + after) for text, between, kind, place in parts]
+        return cls(prompt, tuple(made), lead, cut)
 
     @property
     def completion(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_prm.errors import CheckpointError, InputError, MissingExtraError
 from edge_prm.manifest import InputFormat
-from edge_prm.trajectory import STEP_SEPARATOR
+from edge_prm.split import STEP_SEPARATOR
 from edge_prm_export.checkpoint import Checkpoint, read_json
 from edge_prm_export.vocabulary import leading_id, open_tokenizer, token_id
 
