@@ -28,6 +28,12 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "reasonflux": _reasonflux,
 }
 
+
+def highest(name: str) -> float:
+    """The highest score that an aggregate can give; rewards lie in [0, 1]."""
+    return 1.0 + REASONFLUX_ALPHA if name == "reasonflux" else 1.0
+
+
 NON_INCREASING = frozenset({"min", "prod"})
 """Aggregates that one more step can only lower (rewards lie in [0, 1]), so a candidate's bound is known early."""
 

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import click
 
 from edge_prm import __version__
-from edge_prm.aggregate import AGGREGATES
+from edge_prm import cli_options as option
 from edge_prm.cli_bench import bench
+from edge_prm.cli_rows import rank, score, show_rows
 from edge_prm.progress import show_progress
 from edge_prm.source import DEFAULT_SOURCE
-
-if TYPE_CHECKING:
-    from edge_prm.prm import PRM
-    from edge_prm.rows import CandidatesRow, Row
 
 EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 1
@@ -47,29 +43,6 @@ def main() -> None:
 
     Try `edge-prm demo` first: it needs no checkpoint of your own.
     """
-
-
-_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
-_device = click.option(
-    "--device", type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True, help="gpu: GGUF bundles."
-)
-_gpu_layers = click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers that the GPU holds (default: all).")
-_as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the terminal view.")
-_aggregate = click.option(
-    "--aggregate", type=click.Choice(tuple(AGGREGATES)), help="From step rewards to a score (default: the bundle's)."
-)
-_split = click.option(
-    "--split",
-    default="blank",
-    show_default=True,
-    metavar="lines|blank|REGEX",
-    help="What separates the steps of a completion.",
-)
-_strict = click.option("--strict", is_flag=True, help="Stop at the first bad row.")
-_weak = click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
-)
-_rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"))
 
 
 @main.command()
@@ -98,7 +71,7 @@ _rows_file = click.argument("rows", metavar="ROWS.jsonl|-", type=click.File("rb"
     help="optimum (needs torch) exports decoders that are not Qwen2.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-@_as_json
+@option.as_json
 def export(
     source: str, recipe: str, gguf: bool, gguf_type: str | None, rotate: bool | None, reduce_range: bool,
     output: Path | None, revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None,
@@ -142,89 +115,7 @@ def export(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_rows_file
-@_aggregate
-@_split
-@_weak
-@_threads
-@_device
-@_gpu_layers
-@_strict
-@_as_json
-def score(
-    bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, threads: int | None,
-    device: str, gpu_layers: int | None, strict: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Score every step of every row.
-
-    A row has `problem` (or `prompt`) and `steps` (a list) or `completion` (or `response`, `output`, `solution`).
-    """
-    from edge_prm.rows import Row
-    from edge_prm.trajectory import Trajectory
-    from edge_prm.view import score_lines
-
-    def one(prm: PRM, row: Row) -> Iterator[str]:
-        result = prm.score(row.prompt, row.steps, aggregate=aggregate, split=split)
-        if as_json:
-            yield json.dumps({"id": row.id, "rewards": result.rewards, "score": result.score, "tokens": result.tokens})
-            return
-        texts = [step.text for step in Trajectory.of(row.prompt, row.steps, split=split).steps]
-        yield from score_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
-
-    _each_row(bundle, rows, Row, one, split, strict, threads=threads, device=device, gpu_layers=gpu_layers)
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@_rows_file
-@_aggregate
-@_split
-@_weak
-@click.option("--early-stop", is_flag=True, help="Give candidates up that cannot win any more (min, prod).")
-@click.option("--give-up-below", type=click.FloatRange(0, 1), help="Give a candidate up at its first step below this.")
-@_threads
-@_device
-@_gpu_layers
-@_strict
-@_as_json
-def rank(
-    bundle: Path, rows: BinaryIO, aggregate: str | None, split: str, threshold: float, early_stop: bool,
-    give_up_below: float | None, threads: int | None, device: str, gpu_layers: int | None, strict: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Rank the candidates of every row; the prompt is computed once.
-
-    A row has `problem` (or `prompt`) and `candidates`: strings, or objects with `text`.
-    """
-    from edge_prm.aggregate import check_early_stop
-    from edge_prm.manifest import read_manifest
-    from edge_prm.rows import CandidatesRow
-    from edge_prm.view import ranking_lines
-
-    if early_stop:
-        check_early_stop(aggregate or read_manifest(bundle).head.default_aggregate)
-
-    def one(prm: PRM, row: CandidatesRow) -> Iterator[str]:
-        result = prm.rank(
-            row.prompt, row.candidates, aggregate=aggregate, split=split, early_stop=early_stop, threshold=give_up_below
-        )
-        if as_json:
-            facts: dict[str, Any] = {
-                "id": row.id,
-                "best": result.best,
-                "scores": result.scores,
-                "rewards": result.rewards,
-            }
-            yield json.dumps(facts | ({"stopped": result.stopped} if result.stopped else {}))
-            return
-        texts = [c if isinstance(c, str) else " ".join(c) for c in row.candidates]
-        yield from ranking_lines(row.id, texts, result, aggregate or prm.manifest.head.default_aggregate, threshold)
-
-    _each_row(bundle, rows, CandidatesRow, one, split, strict, threads=threads, device=device, gpu_layers=gpu_layers)
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@_as_json
+@option.as_json
 def info(bundle: Path, as_json: bool) -> None:
     """Print what a bundle is: source, head, recipe, files, fidelity."""
     from edge_prm.manifest import read_manifest
@@ -256,10 +147,10 @@ def info(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_threads
-@_device
-@_gpu_layers
-@_as_json
+@option.threads
+@option.device
+@option.gpu_layers
+@option.as_json
 def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None, as_json: bool) -> None:
     """Verify a bundle's hashes, and its golden scores on this device; exit code 1 when they cannot be trusted."""
     from dataclasses import asdict
@@ -278,8 +169,8 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
 
 
 @main.command()
-@_threads
-@_as_json
+@option.threads
+@option.as_json
 def demo(threads: int | None, as_json: bool) -> None:
     """Export the embedded demo checkpoint, score and rank derivations with it, and compare with full precision."""
     from edge_prm.demo.show import run_demo
@@ -289,55 +180,8 @@ def demo(threads: int | None, as_json: bool) -> None:
         click.echo(json.dumps(facts))
 
 
-main.add_command(bench)
-
-
-def _each_row(
-    bundle: Path,
-    file: BinaryIO,
-    kind: Any,
-    one: Callable[[PRM, Any], Iterator[str]],
-    split: str,
-    strict: bool,
-    **engine: Any,
-) -> None:
-    """Run `one` on each row of a file; bad rows are reported with their line number and counted."""
-    from edge_prm.errors import InputError
-    from edge_prm.prm import load
-    from edge_prm.rows import BadRow, read_rows
-    from edge_prm.trajectory import splitter
-    from edge_prm.view import printable
-
-    splitter(split)
-    done = bad = 0
-    with load(bundle, **engine) as prm:
-        for row in _counted(read_rows(file, kind)):
-            try:
-                if isinstance(row, BadRow):
-                    raise InputError(row.reason)
-                for line in one(prm, row):
-                    click.echo(line)
-                done += 1
-            except InputError as error:
-                bad += 1
-                reason = printable(str(error))  # it may quote the row
-                click.echo(f"Error: {getattr(file, 'name', 'input')}, line {row.line}: {reason}", err=True)
-                if strict:
-                    sys.exit(EXIT_BAD_INPUT)
-    if not done and not bad:
-        raise InputError(f"{getattr(file, 'name', 'input')} holds no rows")
-    if bad:
-        click.echo(f"{done} rows done, {bad} bad rows left out", err=True)
-        sys.exit(EXIT_SOME_FAILED)
-
-
-def _counted(rows: Iterator[Any]) -> Iterator[Any]:
-    """Count rows on stderr as they go by; a file's length is not known before its end."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():  # on one terminal, the rows themselves are the progress
-        yield from rows
-        return
-    with click.progressbar(rows, label="rows", file=sys.stderr, show_pos=True, length=None) as counted:
-        yield from counted
+for command in (score, rank, show_rows, bench):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,6 @@ class Encoder:
         self._after, self._separator = list(self._parts(self._format.after)), list(self._parts(self._format.separator))
         self._separator_ids = self._literal(self._format.separator) if self._format.format == "pieces" else []
 
-    @property
-    def separator_text(self) -> str | None:
-        """What closes a step in this format, where people write it into completions: `<extra_0>`, ` ки`; else None."""
-        return self._format.separator if self._format.format in ("template", "tagged") else None
-
     def encode(self, trajectory: Trajectory) -> Encoded:
         """Return ids and read positions; ContextLengthError when the ids outgrow the model's context."""
         ids, read_at = getattr(self, f"_encode_{self._format.format}")(trajectory)

@@ -77,6 +77,11 @@ class InputFormat:
     after: str = ""
     bos_id: int | None = None
 
+    @property
+    def separator_text(self) -> str | None:
+        """What closes a step, where people write it into completions: `<extra_0>`, ` ки`; else None."""
+        return self.separator if self.format in ("template", "tagged") else None
+
 
 @dataclass(frozen=True)
 class Recipe:

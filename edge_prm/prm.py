@@ -168,7 +168,7 @@ class PRM:
             return item
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise InputError(
-                f"item {index} is {type(item).__name__} ({shown(item)}); give a Trajectory or a pair of prompt and steps"
+                f"item {index} is {type(item).__name__} ({shown(item)}); give a Trajectory, or (prompt, steps)"
             )
         return self._trajectory(item[0], item[1], split)
 
@@ -184,7 +184,7 @@ class PRM:
     @property
     def separator(self) -> str | None:
         """The text that closes a step in this bundle's format, where a completion may hold it; None elsewhere."""
-        return self._encoder.separator_text
+        return self.manifest.input.separator_text
 
     def session(self, prompt: str) -> Session:
         """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
@@ -269,6 +269,8 @@ class PRM:
         """A candidate's trajectory and tokens, or why it has none."""
         place = f"candidate {index}"
         try:
+            if isinstance(steps, InputError):  # a candidate that the reader of rows could not read
+                raise steps
             if isinstance(steps, Trajectory):
                 if steps.prompt != prompt:
                     raise InputError("its prompt is not the prompt of this ranking")

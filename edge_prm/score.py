@@ -19,8 +19,8 @@ SCHEMA = 1
 class StepScore:
     """A step as it was scored.
 
-    `kind` is `thinking` or `response`; `reward` lies in [0, 1]; `tokens` is the half-open range of its tokens, separator
-    included, in the token ids of the complete text; `place` is its index in the list of steps that was given.
+    `kind` is `thinking` or `response`; `reward` lies in [0, 1]; `tokens` is the half-open range of its tokens,
+    separator included, in the token ids of the complete text; `place` is its index in the list of steps that was given.
     """
 
     text: str
@@ -124,11 +124,14 @@ _LONE_SURROGATE = re.compile(
 )
 
 
+_DEEPEST = 100
+
+
 def json_line(value: Any) -> str:
     """A value as a line of valid JSON in ASCII.
 
-    What JSON does not know becomes what it knows: NaN and infinity become null, a lone surrogate U+FFFD, numpy's numbers
-    and arrays plain ones, anything else its text.
+    What JSON does not know becomes what it knows: NaN and infinity become null, a lone surrogate U+FFFD, numpy's
+    numbers and arrays plain ones, anything else its text.
     """
     try:
         text = json.dumps(value, allow_nan=False)
@@ -142,8 +145,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if depth > 100:
-        return str(value)[:1000]
+    if depth > _DEEPEST:
+        return "..."
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), depth + 1)
     if isinstance(value, Mapping):

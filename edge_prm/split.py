@@ -65,7 +65,7 @@ def splitter(split: str) -> re.Pattern[str]:
         return _PATTERNS[split]
     if _WORD.fullmatch(split):
         raise InputError(
-            f"split {shown(split)} is not {names}; to split at this very word, write a regular expression: '(?:{split})'"
+            f"split {shown(split)} is not {names}; to split at this word, write a regular expression: '(?:{split})'"
         )
     try:
         pattern = re.compile(split)
@@ -195,6 +195,19 @@ def other_split(text: str, steps: int) -> str:
             return f"--split '{pattern}' would give {count}"
     count = len(split_completion(text, "lines")[1])
     return f"--split lines would give {count}" if count > 1 else ""
+
+
+END_TOKENS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<|end|>",
+    "<｜end▁of▁sentence｜>", "<|return|>",
+)  # fmt: skip
+"""Tokens that a model ends its text with, and that a text should not hold any more."""
+
+
+def end_token(text: str) -> str:
+    """The end-of-text token that a text ends with; "" where there is none."""
+    tail = text.rstrip()
+    return next((token for token in END_TOKENS if tail.endswith(token)), "")
 
 
 def shown(value: object) -> str:

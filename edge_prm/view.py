@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from edge_prm.aggregate import highest
 from edge_prm.score import Ranking, Score
 
 BAR_WIDTH = 10
@@ -16,9 +18,20 @@ _JOINERS = "\u200c\u200d"  # inside of words and emoji: not printable by themsel
 
 
 def bar(reward: float, width: int = BAR_WIDTH) -> str:
-    """Return a bar `width` cells wide for a reward in [0, 1], in eighths of a cell."""
+    """Return a bar `width` cells wide for a reward in [0, 1], in eighths of a cell, or of # in plain encodings."""
     eighths = round(max(0.0, min(1.0, reward)) * width * 8)
+    if not _shows(_EIGHTHS + "█"):
+        return ("#" * round(eighths / 8)).ljust(width)
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).strip().ljust(width)
+
+
+def _shows(text: str) -> bool:
+    """Whether standard output can encode a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def colour(reward: float, weak_below: float) -> str:
@@ -37,40 +50,55 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in text)
 
 
-def score_lines(row_id: Any, steps: Sequence[str], score: Score, aggregate: str, weak_below: float) -> list[str]:
-    """Lines of the view of one scored row; the first step below `weak_below` is marked."""
+def one_line(text: str, width: int) -> str:
+    """A text in one printable line of at most `width` characters."""
+    flat = printable(" ".join(text[: 20 * width].split()))
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: `1 step`, `2 steps`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def score_lines(row_id: Any, score: Score, weak_below: float) -> list[str]:
+    """Lines of the view of a scored row; the first step below `weak_below` is marked, and so is thinking."""
     weak = first_weak(score.rewards, weak_below)
-    head = f"{printable(str(row_id))}  {_plural(len(steps), 'step')}, {_plural(score.tokens, 'token')}, {aggregate} "
-    lines = [
-        click.style(head, bold=True) + click.style(f"{score.score:.3f}", fg=colour(score.score, weak_below), bold=True)
-    ]
-    for index, (text, reward) in enumerate(zip(steps, score.rewards, strict=True)):
+    shade = colour(score.score / highest(score.aggregate), weak_below)
+    head = (
+        f"{one_line(str(row_id), 80)}  {plural(len(score.steps), 'step')}, {plural(score.tokens, 'token')}, "
+        f"{score.aggregate} "
+    )
+    lines = [click.style(head, bold=True) + click.style(f"{score.score:.3f}", fg=shade, bold=True)]
+    for index, step in enumerate(score.steps):
         mark = click.style(" ◀ first weak step", fg="red", bold=True) if index == weak else ""
-        lines.append(_line(f"{index + 1:4d} ", reward, weak_below, text, mark))
+        label = f"{step.place + 1:4d} {'~' if step.kind == 'thinking' else ' '}"
+        lines.append(_line(label, step.reward, step.reward, weak_below, step.text, mark))
     return lines
 
 
-def ranking_lines(row_id: Any, texts: Sequence[str], ranking: Ranking, aggregate: str, weak_below: float) -> list[str]:
-    """Lines of the view of one ranked row, best candidate first; those given up early come last."""
-    order = sorted(range(len(texts)), key=lambda i: (i in ranking.stopped, -ranking.scores[i]))
-    head = f"{printable(str(row_id))}  {_plural(len(texts), 'candidate')}, {aggregate}"
+def ranking_lines(row_id: Any, ranking: Ranking, weak_below: float) -> list[str]:
+    """Lines of the view of a ranked row: the best first, then those that were pruned, then those without a score."""
+    scored = [(index, score) for index, score in enumerate(ranking.candidates) if score is not None]
+    scored.sort(key=lambda pair: (pair[0] in ranking.stopped, -pair[1].score))
+    name = f", {scored[0][1].aggregate}" if scored else ""
+    head = f"{one_line(str(row_id), 80)}  {plural(len(ranking.candidates), 'candidate')}{name}"
     lines = [click.style(head, bold=True)]
-    for index in order:
+    for index, score in scored:
         mark = click.style(" ◀ best", fg="green", bold=True) if index == ranking.best else ""
         if index in ranking.stopped:
             mark = click.style(" given up", dim=True)
-        lines.append(_line(f"{index:4d} ", ranking.scores[index], weak_below, texts[index], mark))
+        text = " ".join(step.text for step in score.steps)
+        lines.append(_line(f"{index:4d} ", score.score, score.score / highest(score.aggregate), weak_below, text, mark))
+    for index, error in sorted(ranking.errors.items()):
+        reason = one_line(str(error).removeprefix(f"candidate {index}: "), 200)
+        lines.append(f"{index:4d} {click.style('no score', fg='red')}: {reason}")
     return lines
 
 
-def _line(label: str, reward: float, weak_below: float, text: str, mark: str) -> str:
-    shade = colour(reward, weak_below)
+def _line(label: str, reward: float, share: float, weak_below: float, text: str, mark: str) -> str:
+    """`share` is the reward as a part of the highest that there is: what bar and colour show."""
+    shade = colour(share, weak_below)
     room = shutil.get_terminal_size().columns - len(label) - BAR_WIDTH - 9 - len(click.unstyle(mark))
-    flat = printable(" ".join(text.split()))
-    if len(flat) > max(room, 20):
-        flat = flat[: max(room, 20) - 1] + "…"
-    return f"{label}{click.style(f'{reward:.3f}', fg=shade)}  {click.style(bar(reward), fg=shade)} {flat}{mark}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    flat = one_line(text, max(room, 20))
+    return f"{label}{click.style(f'{reward:.3f}', fg=shade)}  {click.style(bar(share), fg=shade)} {flat}{mark}"

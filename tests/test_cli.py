@@ -13,6 +13,7 @@ from command_line import CANDIDATES, PROMPT, RANK_ROW, ROW, STEPS, refused, run
 import edge_prm
 from edge_prm import cli
 from edge_prm.aggregate import AGGREGATES
+from edge_prm.score import json_line
 
 # score
 
@@ -22,10 +23,9 @@ def test_score_gives_the_rewards_of_the_python_api(bundle: Path, rows: Callable)
     assert result.exit_code == 0
     with edge_prm.load(bundle) as prm:
         expected = [prm.score(PROMPT, STEPS), prm.score(PROMPT, STEPS[:2])]
-    assert [json.loads(line) for line in result.stdout.splitlines()] == [
-        {"id": id_, "rewards": list(score.rewards), "score": score.score, "tokens": score.tokens}
-        for id_, score in zip((1, "x"), expected, strict=True)
-    ]
+    for line, id_, score in zip(result.stdout.splitlines(), (1, "x"), expected, strict=True):
+        facts, wanted = json.loads(line), json.loads(json_line({"id": id_} | score.as_dict()))
+        assert facts == wanted
 
 
 @pytest.mark.parametrize("prompt", ["problem", "prompt"])
@@ -51,7 +51,7 @@ def test_score_splits_as_asked(bundle: Path, rows: Callable) -> None:
 
 @pytest.mark.parametrize("command", ["score", "rank"])
 def test_rows_come_from_standard_input_too(bundle: Path, command: str) -> None:
-    row = json.dumps(ROW | RANK_ROW)
+    row = json.dumps(ROW if command == "score" else RANK_ROW)
     result = run(command, bundle, "-", "--json", stdin=f"{row}\n{row}\n")
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 2
@@ -128,16 +128,16 @@ BAD_ROWS = [
     (b"[" * 100_000, "not valid JSON"),
     (b"[1, 2]", "holds list, not an object"),
     (b"null", "holds NoneType"),
-    ({"steps": ["a"]}, "no problem or prompt; its fields are steps"),
-    ({"problem": "Q"}, "no steps (a list) or completion"),
+    ({"steps": ["a"]}, "no problem or prompt or question; its fields are steps"),
+    ({"problem": "Q"}, "no steps (a list), completion"),
     ({}, "its fields are none"),
     ({"problem": 7, "steps": ["a"]}, "problem is int"),
     ({"problem": "", "steps": ["a"]}, "prompt is empty"),
     ({"problem": "Q", "steps": "a"}, "steps are str, not a list"),
     ({"problem": "Q", "steps": []}, "empty list"),
-    ({"problem": "Q", "steps": ["a", 3]}, "step 1 is int"),
+    ({"problem": "Q", "steps": ["a", 3]}, "item 1 is int"),
     ({"problem": "Q", "steps": ["a", " "]}, "step 1 is empty"),
-    ({"problem": "Q", "completion": None}, "completion is NoneType"),
+    ({"problem": "Q", "completion": None}, "no steps (a list), completion"),
     ({"problem": "Q", "completion": " "}, "completion is empty"),
     (b'{"problem": "Q\\ud800", "steps": ["a"]}', "lone surrogate"),
     ({"problem": "Q", "steps": ["word " * 1000]}, "context holds 512"),
@@ -161,13 +161,10 @@ def test_a_bad_row_is_named_by_its_line_and_the_others_are_scored(
 @pytest.mark.parametrize(
     ("candidates", "said"),
     [
-        (KeyError, "candidates are missing"),
+        (KeyError, "no steps (a list)"),
+        (None, "no steps (a list)"),
         ([], "candidates are missing, empty"),
         ("a", "not a list"),
-        (["a", 3], "candidate 1 is neither"),
-        ([{"score": 1}], "candidate 0 is neither"),
-        (["a", ""], "candidate 1: completion is empty"),
-        ([["a"], ["b", None]], "candidate 1: step 1 is NoneType"),
     ],
 )
 def test_a_bad_row_of_candidates_is_named(bundle: Path, rows: Callable, candidates: Any, said: str) -> None:
@@ -216,12 +213,51 @@ def test_rank_gives_the_ranking_of_the_python_api(bundle: Path, rows: Callable) 
     assert result.exit_code == 0
     with edge_prm.load(bundle) as prm:
         ranking = prm.rank(PROMPT, CANDIDATES, aggregate="mean")
-    assert json.loads(result.stdout) == {
-        "id": "q7",
-        "best": ranking.best,
-        "scores": list(ranking.scores),
-        "rewards": [list(rewards) for rewards in ranking.rewards],
-    }
+    assert json.loads(result.stdout) == json.loads(json_line({"id": "q7"} | ranking.as_dict()))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (3, "candidate 1: it is int"),
+        ({"score": 1}, "candidate 1: it has no text"),
+        ("", "candidate 1: completion is empty"),
+        (None, "candidate 1: it is NoneType"),
+        (["b", None], "candidate 1: step 1 is NoneType"),
+        ("word " * 1000, "candidate 1: the text is"),
+        ("<think></think>", "candidate 1: completion '<think></think>' holds tags only"),
+        ([{"role": "user", "content": "a"}], "candidate 1: it holds 0 assistant messages"),
+    ],
+)
+def test_a_bad_candidate_has_no_score_and_a_reason(bundle: Path, rows: Callable, bad: Any, said: str) -> None:
+    result = run("rank", bundle, rows({"problem": PROMPT, "candidates": ["a", bad, STEPS]}), "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout)
+    assert facts["scores"][1] is None
+    assert facts["candidates"][1] is None
+    assert [score is None for score in facts["scores"]] == [False, True, False]
+    assert facts["best"] in (0, 2)
+    assert [error["candidate"] for error in facts["errors"]] == [1]
+    assert said in facts["errors"][0]["reason"]
+    assert f"line 1, {said}" in result.stderr
+    shown = run("rank", bundle, rows({"problem": PROMPT, "candidates": ["a", bad, STEPS]}))
+    assert "no score" in shown.stdout.splitlines()[-1]
+
+
+def test_a_row_with_one_answer_is_not_ranked(bundle: Path, rows: Callable) -> None:
+    result = run("rank", bundle, rows(ROW, RANK_ROW), "--json")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 1)
+    assert "line 1: it has one answer (steps) and no candidates; `edge-prm score` scores it" in result.stderr
+
+
+def test_every_candidate_of_a_row_is_scored(bundle: Path, rows: Callable) -> None:
+    file = rows({"problem": PROMPT, "generations": ["a\n\nb", "", "c"], "solution": "the reference"})
+    result = run("score", bundle, file, "--json")
+    assert result.exit_code == 1
+    facts = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(fact["id"], fact["candidate"]) for fact in facts] == [(1, 0), (1, 2)]
+    assert "the reference" not in result.stdout
+    assert "line 1, candidate 1: completion is empty" in result.stderr
 
 
 def test_candidates_may_be_objects(bundle: Path, rows: Callable) -> None:

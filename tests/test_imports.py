@@ -34,7 +34,7 @@ def loaded_after(code: str) -> set[str]:
         "import edge_prm; edge_prm.load; edge_prm.PRM; edge_prm.Session; edge_prm.Trajectory; edge_prm.Score",
         "from edge_prm.trajectory import Trajectory; Trajectory.of('Q', 'a\\n\\nb')",
         "import edge_prm.cli",
-        "import edge_prm.backends.onnx, edge_prm.check, edge_prm.rows, edge_prm.view, edge_prm.demo",
+        "import edge_prm.backends.onnx, edge_prm.check, edge_prm.records, edge_prm.view, edge_prm.demo",
         "import edge_prm.cli\ntry: edge_prm.cli.main(['--help'])\nexcept SystemExit: pass",
         "import edge_prm.cli\ntry: edge_prm.cli.main(['export', '--help'])\nexcept SystemExit: pass",
         "import edge_prm.cli\ntry: edge_prm.cli.main(['bench', 'fidelity', '--help'])\nexcept SystemExit: pass",

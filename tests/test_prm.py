@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_backend import FakeModel
 from hypothesis import given
@@ -18,6 +20,7 @@ from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, ContextLengthError, InputError
 from edge_prm.manifest import Manifest
 from edge_prm.prm import IDLE_TOKENS, PRM
+from edge_prm.score import json_line
 from edge_prm.trajectory import Trajectory
 
 # PRM.score
@@ -78,8 +81,6 @@ def test_bad_input_is_refused_before_any_model_work(prm: PRM, fake: FakeModel) -
     ):
         with pytest.raises(InputError):
             prm.score(prompt, steps, **options)
-    with pytest.raises(ContextLengthError):
-        prm.rank(PROMPT, [STEPS, [long]])
     assert fake.started == []
 
 
@@ -265,10 +266,139 @@ def test_candidates_that_are_no_list_are_refused(prm: PRM, candidates: object) -
         prm.rank(PROMPT, candidates)  # type: ignore[arg-type]
 
 
-def test_a_bad_candidate_is_named_by_its_number(prm: PRM, fake: FakeModel) -> None:
-    with pytest.raises(InputError, match="candidate 1: step 0 is empty"):
-        prm.rank(PROMPT, [STEPS, [""]])
-    with pytest.raises(ContextLengthError, match="candidate 2: the text is") as caught:
-        prm.rank(PROMPT, ["a", "b", "word " * 3000])
-    assert caught.value.tokens > caught.value.context_length
-    assert fake.started == []
+def test_a_bad_candidate_has_no_score_and_a_reason_and_the_others_are_ranked(prm: PRM, expected: Callable) -> None:
+    other = Trajectory.of("another prompt", "a")
+    candidates = [[""], STEPS, "word " * 3000, None, "<think>\n\n</think>", ["a", 3], other, "a\n\nb"]
+    ranking = prm.rank(PROMPT, candidates)  # type: ignore[list-item]
+    assert [index for index, score in enumerate(ranking.scores) if score is not None] == [1, 7]
+    assert ranking.rewards[1] == expected(PROMPT, STEPS)
+    assert ranking.best in (1, 7)
+    said = {0: "step 0 is empty", 2: "the text is", 3: "missing", 4: "tags only", 5: "step 1 is int", 6: "its prompt"}
+    assert set(ranking.errors) == set(said)
+    for index, part in said.items():
+        assert str(ranking.errors[index]).startswith(f"candidate {index}: ")
+        assert part in str(ranking.errors[index])
+    long = ranking.errors[2]
+    assert isinstance(long, ContextLengthError)
+    assert long.tokens > long.context_length
+    facts = json.loads(json_line(ranking.as_dict()))
+    assert facts["scores"][0] is None
+    assert facts["rewards"][0] is None
+    assert facts["candidates"][0] is None
+    assert [error["candidate"] for error in facts["errors"]] == sorted(said)
+
+
+def test_a_ranking_without_a_good_candidate_has_no_best(prm: PRM, fake: FakeModel) -> None:
+    ranking = prm.rank(PROMPT, ["", [" "]])
+    assert (ranking.best, ranking.scores) == (None, (None, None))
+    assert fake.computed == 0
+
+
+def test_an_engine_that_fails_on_a_candidate_costs_this_one_only(prm: PRM, fake: FakeModel) -> None:
+    fake.fail_after = 1
+    ranking = prm.rank(PROMPT, [["a"], ["b"], ["c"]])
+    assert [score is None for score in ranking.scores] == [False, True, False]
+    fake.not_a_number = True
+    with pytest.raises(BackendError, match="nan"):
+        prm.rank(PROMPT, ["x", "y"])
+
+
+# what is given, and what comes back
+
+
+def test_a_score_shows_what_was_scored(prm: PRM, encoder: Encoder) -> None:
+    score = prm.score(PROMPT, "<think>\n\na\n\n</think>\n\nb\n\nc", aggregate="mean")
+    assert [(step.text, step.kind, step.place) for step in score.steps] == [
+        ("<think>\n\na\n\n</think>", "thinking", 0),
+        ("b", "response", 1),
+        ("c", "response", 2),
+    ]
+    spans = [step.tokens for step in score.steps]
+    assert spans[0][0] < spans[0][1] == spans[1][0] < spans[1][1] == spans[2][0] < spans[2][1] == score.tokens
+    ids = encoder.encode(Trajectory.of(PROMPT, "<think>\n\na\n\n</think>\n\nb\n\nc")).ids.tolist()
+    assert "b" in encoder._tokenizer.decode(ids[spans[1][0] : spans[1][1]])
+    facts = json.loads(json_line(score.as_dict()))
+    assert facts["schema"] == 1
+    assert facts["aggregate"] == "mean"
+    assert facts["rewards"] == [step["reward"] for step in facts["steps"]] == list(score.rewards)
+    assert facts["steps"][1] == {"text": "b", "kind": "response", "reward": score.rewards[1], "tokens": list(spans[1]), "place": 1}  # fmt: skip
+    assert "cut_at" not in facts
+
+
+def test_a_session_gives_the_score_of_one_shot(prm: PRM) -> None:
+    with prm.session(PROMPT) as session:
+        for step in STEPS:
+            session.push(step, last=step is STEPS[-1])
+        pushed = session.score()
+    whole = prm.score(PROMPT, STEPS)
+    assert (pushed.steps, pushed.score, pushed.tokens) == (whole.steps, whole.score, whole.tokens)
+
+
+def test_a_trajectory_is_scored_as_it_is(prm: PRM, expected: Callable) -> None:
+    trajectory = Trajectory.of(PROMPT, "a\nb", split="lines")
+    assert prm.score(trajectory).rewards == expected(PROMPT, "a\nb", split="lines")
+    with pytest.raises(InputError, match="give no others"):
+        prm.score(trajectory, STEPS)
+    with pytest.raises(InputError, match="steps are missing"):
+        prm.score(PROMPT)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"problem": PROMPT, "steps": STEPS},
+        {"prompt": "a", "x": 1},
+        "ab",
+        b"ab",
+        ["Q", STEPS, 3],
+        ("Q",),
+        None,
+        7,
+        {"a", "b"},
+    ],
+)
+def test_score_many_refuses_what_is_no_trajectory_and_no_pair(prm: PRM, item: object) -> None:
+    with pytest.raises(InputError, match=r"item 1 is .*give a Trajectory"):
+        list(prm.score_many([(PROMPT, STEPS), item]))  # type: ignore[list-item]
+
+
+def test_score_many_returns_errors_on_request_and_goes_on(prm: PRM, expected: Callable) -> None:
+    items = [(PROMPT, STEPS), ("", STEPS), {"a": 1}, (PROMPT, "word " * 3000), [PROMPT, "a\nb"]]
+    found = list(prm.score_many(items, on_error="return", split="lines"))  # type: ignore[arg-type]
+    assert [isinstance(one, InputError) for one in found] == [False, True, True, True, False]
+    assert isinstance(found[3], ContextLengthError)
+    assert found[0].rewards == expected(PROMPT, STEPS)
+    assert found[4].rewards == expected(PROMPT, "a\nb", split="lines")
+    for options in ({"on_error": "skip"}, {"split": "blanks"}):
+        with pytest.raises(InputError):
+            prm.score_many(items, **options)  # type: ignore[call-overload]
+
+
+def test_numpys_strings_arrays_and_numbers_are_taken(prm: PRM, expected: Callable) -> None:
+    wanted = expected(PROMPT, STEPS)
+    assert prm.score(np.str_(PROMPT), np.array(STEPS)).rewards == wanted  # type: ignore[arg-type]
+    assert prm.score(PROMPT, np.array(STEPS, dtype=object)).rewards == wanted  # type: ignore[arg-type]
+    assert prm.rank(PROMPT, np.array(["a", "b"])).scores == prm.rank(PROMPT, ["a", "b"]).scores  # type: ignore[arg-type]
+    with prm.session(PROMPT) as session:
+        session.push("a")
+        session.push("b")
+        session.trim(np.int64(1))  # type: ignore[arg-type]
+        assert session.steps == ("a",)
+
+
+def test_a_prm_says_what_it_is(prm: PRM) -> None:
+    for part in ("tiny", "fp32", "onnx", "sigmoid", "4096"):
+        assert part in repr(prm)
+
+
+def test_json_is_valid_whatever_it_holds() -> None:
+    deep: list[object] = []
+    for _ in range(2000):
+        deep = [deep]
+    for value in (
+        float("nan"), {"a": [float("inf"), "\ud83d", "\ud83d\ude00", "\udc00x", "\\ud83d"]}, np.float32(0.5), np.arange(3), deep, {1: {2}},
+    ):  # fmt: skip
+        line = json_line(value)
+        assert line.isascii()
+        str(json.loads(line)).encode("utf-8")
+    assert json.loads(json_line("\ud83d\ude00 \ud83d")) == "😀 \ufffd"

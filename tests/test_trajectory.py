@@ -275,7 +275,7 @@ def test_empty_matches_cut() -> None:
 
 @pytest.mark.parametrize("split", ["", "blanks", "line", "Step", "автор", "x*", "\\n*", "$", "(a|)"])
 def test_a_split_that_cannot_be_meant_is_refused(split: str) -> None:
-    with pytest.raises(InputError, match="blank, lines|blank or lines"):
+    with pytest.raises(InputError, match="auto, blank or lines"):
         Trajectory.of("Q", "a\n\nb", split=split)
 
 

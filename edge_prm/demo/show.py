@@ -60,7 +60,7 @@ def _show_scores(prm: PRM, derivations: list[Derivation], show: Callable[[str], 
             (f"{number}. mistake in step {wrong.first_wrong + 1}", wrong),
         ):
             score = prm.score(derivation.problem, derivation.steps)
-            for line in score_lines(title, derivation.steps, score, "last", WEAK_BELOW):
+            for line in score_lines(title, score, WEAK_BELOW):
                 show(line)
 
 
@@ -71,8 +71,7 @@ def _show_ranking(prm: PRM, right: Derivation, show: Callable[[str], None]) -> i
     ranking = prm.rank(right.problem, candidates)
     show("")
     show(f"{right.problem} (candidate 2 is right)")
-    texts = [" ".join(candidate) for candidate in candidates]
-    for line in ranking_lines("best of n", texts, ranking, "last", WEAK_BELOW):
+    for line in ranking_lines("best of n", ranking, WEAK_BELOW):
         show(line)
     return ranking.best
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from edge_prm.errors import InputError
 from edge_prm.records.files import FileRow, file_rows
@@ -32,10 +32,10 @@ def read_records(
     that is not read; MissingExtraError for Parquet without pyarrow.
     """
     fields = fields or Fields()
-    place = name or (str(source) if isinstance(source, (str, Path)) else getattr(source, "name", "input"))
     if isinstance(source, (str, Path)):
-        return _of_path(Path(source), fields, place)
-    return _records(file_rows(_buffered(source), place), fields)
+        return _of_path(Path(source), fields, name or str(source))
+    buffered: Any = source if hasattr(source, "peek") else io.BufferedReader(source)
+    return _records(file_rows(buffered, name or str(getattr(source, "name", "input"))), fields)
 
 
 def _of_path(path: Path, fields: Fields, place: str) -> Iterator[Record | BadRow]:
@@ -54,10 +54,6 @@ def _of_path(path: Path, fields: Fields, place: str) -> Iterator[Record | BadRow
 def _closing(file: BinaryIO, records: Iterator[Record | BadRow]) -> Iterator[Record | BadRow]:
     with file:
         yield from records
-
-
-def _buffered(source: BinaryIO) -> BinaryIO:
-    return source if hasattr(source, "peek") else io.BufferedReader(source)  # type: ignore[arg-type, return-value]
 
 
 def _records(rows: Iterator[FileRow], fields: Fields) -> Iterator[Record | BadRow]:

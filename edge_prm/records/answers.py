@@ -99,7 +99,7 @@ def lm_eval(row: RowFields) -> Read:
             f"resps hold {len(responses)} requests; name the answer with --completion-field resps.0.0, "
             "and its question with --prompt-field"
         )
-    found = tuple(candidate_of(item, index) for index, item in enumerate(sequence(responses[0], "resps")))
+    found = tuple(map(candidate_of, sequence(responses[0], "resps")))
     return Read(question.prompt(), found, several=len(found) > 1)
 
 
@@ -107,14 +107,15 @@ def candidates(row: RowFields) -> Read:
     """Several answers to one problem. `solution` next to them is a reference, and is not scored."""
     present = [name for name in CANDIDATES if name in row]
     name = present[0]
-    found = [candidate_of(item, index) for index, item in enumerate(_candidate_list(row[name], name))]
+    found = list(map(candidate_of, _candidate_list(row[name], name)))
     right = next((row[key] for key in CORRECT if isinstance(row.get(key), (list, tuple))), None)
     if right is not None and len(right) == len(found):
         found = [
             candidate if candidate.correct is not None else _with_truth(candidate, value)
             for candidate, value in zip(found, right, strict=True)
         ]
-    notes = tuple(f"{other} (candidates are {name})" for other in present[1:])
+    others = [key for key in (*present[1:], "steps", *COMPLETIONS[:-1]) if key in row]
+    notes = tuple(f"{other}: the answers are {name}" for other in others)
     return Read(row.prompt(), tuple(found), True, notes)
 
 
@@ -124,14 +125,14 @@ def named_fields(row: RowFields) -> Read:
     prompt = row.prompt()
     if given.candidates:
         items = _candidate_list(row.at(given.candidates), given.candidates)
-        return Read(prompt, tuple(candidate_of(item, index) for index, item in enumerate(items)), True)
+        return Read(prompt, tuple(map(candidate_of, items)), True)
     if given.steps:
         return single(prompt, texts(row.at(given.steps), given.steps))
     name = given.completion or ""
     return single(prompt, _answer_text(row.at(name), name))
 
 
-def candidate_of(item: Any, index: int) -> Candidate:
+def candidate_of(item: Any) -> Candidate:
     """A candidate of a list: text, a list of steps, messages, or an object with one of these.
 
     What cannot be read is a Candidate with its error, so that the others can be scored.
@@ -139,7 +140,7 @@ def candidate_of(item: Any, index: int) -> Candidate:
     try:
         return _candidate(item)
     except InputError as error:
-        return Candidate(error=f"candidate {index}: {error}" if isinstance(item, Mapping) else str(error))
+        return Candidate(error=str(error))
 
 
 def _candidate(item: Any) -> Candidate:
@@ -150,7 +151,7 @@ def _candidate(item: Any) -> Candidate:
             return _last_answer(item)
         return Candidate(tuple(item))  # checked, with its index, where the trajectory is made
     if not isinstance(item, Mapping):
-        raise InputError(f"is {type(item).__name__}, neither a string nor an object with text")
+        raise InputError(f"it is {type(item).__name__}, neither a string nor an object with text")
     return _with_truth(_of_object(item), item.get("correct"), item.get("answer"))
 
 
@@ -170,14 +171,14 @@ def _of_object(item: Mapping[str, Any]) -> Candidate:
     if "content" in item or "value" in item or any(key in item for key in REASONING):
         thinking, content = message_text(item, "it")
         return Candidate(content, thinking)
-    raise InputError(f"has no text; its fields are {names(item)}")
+    raise InputError(f"it has no text; its fields are {names(item)}")
 
 
 def _last_answer(messages: Any) -> Candidate:
     """The one assistant's turn of a list of messages."""
     turns = [message for message in messages if role_of(message) in ("assistant", "gpt", "model", "")]
     if len(turns) != 1:
-        raise InputError(f"holds {len(turns)} assistant messages, not one")
+        raise InputError(f"it holds {len(turns)} assistant messages, not one")
     thinking, content = message_text(turns[0], "the message")
     return Candidate(content, thinking)
 

@@ -189,7 +189,7 @@ def _sign(label: Any, name: str) -> bool | None:
 
 
 def _cumulative(right: Sequence[bool | None]) -> tuple[bool | None, ...]:
-    """Whether each step and all before it are right; None from the first that has no label, unless a wrong one came first."""
+    """Whether each step and all before it are right; None after a step without a label, unless a wrong one is first."""
     result: list[bool | None] = []
     so_far: bool | None = True
     for value in right:

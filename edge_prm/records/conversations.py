@@ -50,7 +50,7 @@ def choices_of(row: RowFields) -> list[Any] | None:
 
 def choices(row: RowFields) -> Read:
     """Choices are candidates; the question is the row's prompt, or the one user message of its request."""
-    found = [candidate_of(choice, index) for index, choice in enumerate(sequence(choices_of(row), "choices"))]
+    found = list(map(candidate_of, sequence(choices_of(row), "choices")))
     return Read(_question(row), tuple(found), several=len(found) > 1)
 
 

@@ -32,7 +32,7 @@ _READ = "JSON Lines, a JSON list, CSV (each as UTF-8, gzip too) and Parquet are 
 
 
 class Row(NamedTuple):
-    """A row: its place for messages, its number from 1, its fields, and whether their values have types (CSV has none)."""
+    """A row: its place for messages, its number from 1, its fields, and whether values have types (CSV has none)."""
 
     place: str
     number: int
@@ -47,7 +47,7 @@ def file_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
     """Rows of an open binary file that can be peeked into; InputError for a file of a kind that is not read."""
     head = _peek(file)
     if head[:2] == b"\x1f\x8b":
-        file = io.BufferedReader(gzip.GzipFile(fileobj=file), PEEK)  # type: ignore[arg-type, assignment]
+        file = io.BufferedReader(gzip.GzipFile(fileobj=file), PEEK)
         head = _peek_gzip(file, name)
     if head[:4] == b"PAR1":
         return _parquet(file, name)
@@ -85,7 +85,7 @@ def _refuse_others(head: bytes, name: str) -> None:
 
 
 def _line_of_list(text: bytes) -> bool:
-    """Whether a text that begins with [ is a line with a complete list and more lines after it: rows that are no objects."""
+    """Whether a text that begins with [ is a line with a complete list, and more lines follow: rows that are lists."""
     line, found, rest = text.partition(b"\n")
     if not found or not rest.strip():
         return False
@@ -130,8 +130,8 @@ def _json_lines(lines: Iterator[tuple[int, bytes]]) -> Iterator[FileRow]:
             continue
         place = f"line {number}"
         row = _parsed(place, number, line)
-        if first and isinstance(row, BadRow) and line[:1] == b"{" and (rest := _joined(number, line, lines)):
-            yield from rest
+        if first and isinstance(row, BadRow) and line[:1] == b"{":
+            yield from _joined(number, line, lines)
             return
         first = False
         yield row
@@ -154,8 +154,8 @@ def _row(place: str, number: int, value: Any) -> FileRow:
     return BadRow(place, number, f"holds {type(value).__name__}, not an object")
 
 
-def _joined(number: int, first: bytes, lines: Iterator[tuple[int, bytes]]) -> Iterator[FileRow] | None:
-    """Rows of a file whose objects go over several lines, as pretty-printed JSON has them; None when it is no such file.
+def _joined(number: int, first: bytes, lines: Iterator[tuple[int, bytes]]) -> Iterator[FileRow]:
+    """Rows of a file whose objects go over several lines, as pretty-printed JSON has them; else the lines one by one.
 
     It is one where the first line alone is not an object and the first lines together are.
     """

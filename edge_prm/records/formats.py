@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from edge_prm.errors import InputError
 from edge_prm.records import answers, benchmarks, conversations
 from edge_prm.records.names import CANDIDATES, COMPLETIONS, REASONING, REFERENCE
-from edge_prm.records.record import Fields, Record
+from edge_prm.records.record import Candidate, Fields, Record
 from edge_prm.records.row import RowFields, names
 
 
@@ -72,7 +72,15 @@ def read_row(place: str, number: int, values: Mapping[str, Any], fields: Fields,
             raise
         raise InputError(f"not a row of {form.name} as it is published ({type(error).__name__}: {error})") from None
     id_ = row.id(number) if read.id is None or fields.id else read.id
-    return Record(place, number, id_, form.name, read.prompt, read.candidates, read.several, read.notes)
+    notes = (*read.notes, *(note for candidate in read.candidates for note in _empty_steps(candidate)))
+    return Record(place, number, id_, form.name, read.prompt, read.candidates, read.several, notes)
+
+
+def _empty_steps(candidate: Candidate) -> list[str]:
+    """Empty steps of a list with labels are not scored; the others keep their places, so that labels fit."""
+    if candidate.labels.right is None or isinstance(candidate.steps, str):
+        return []
+    return [f"step {index}, which is empty" for index, step in enumerate(candidate.steps) if not step.strip()]
 
 
 def _format(row: RowFields) -> Format:

@@ -15,8 +15,8 @@ Steps = str | tuple[str, ...]
 class Labels:
     """What a row says about its steps.
 
-    `right`: for each item of the list of steps, whether it and all before it are right; None where the row does not say.
-    `missing` is the reason why the row has no usable labels, "" where it has some or never had any.
+    `right`: for each item of the list of steps, whether it and all before it are right; None where the row does not
+    say. `missing` is the reason why the row has no usable labels, "" where it has some or never had any.
     """
 
     right: tuple[bool | None, ...] | None = None
@@ -86,7 +86,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of fields that a user gives in place of those that are detected; a dot leads into a field: `doc.question`."""
+    """Names of fields that a user gives in place of the detected ones; a dot leads into a field: `doc.question`."""
 
     prompt: str | None = None
     steps: str | None = None

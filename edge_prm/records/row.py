@@ -113,7 +113,7 @@ def role_of(message: Any) -> str:
 
 
 def truth(value: Any, name: str) -> bool | None:
-    """true or false, 1 or 0, also as a float of pandas; None for null. InputError for anything else, strings included."""
+    """A truth value, or 1 or 0, also as a float of pandas; None for null. InputError for all else, strings included."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1)):
