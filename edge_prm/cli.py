@@ -18,6 +18,7 @@ from edge_prm.cli_bench import bench
 from edge_prm.cli_rows import rank, score, show_rows
 from edge_prm.progress import show_progress
 from edge_prm.source import DEFAULT_SOURCE
+from edge_prm.terminal import colour, serve_any_encoding
 
 EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 1
@@ -25,6 +26,11 @@ EXIT_SOME_FAILED = 1
 
 class _Group(click.Group):
     """Turns errors raised on purpose into one line on stderr and exit code 2; anything else is a bug and shows."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        serve_any_encoding()
+        options.setdefault("color", colour())
+        return super().main(*arguments, **options)
 
     def invoke(self, context: click.Context) -> Any:
         from edge_prm.errors import EdgePRMError

@@ -19,7 +19,7 @@ def messages(row: RowFields) -> Read:
     talk = [(index, turn) for index, turn in enumerate(turns) if role_of(turn) not in SYSTEM_ROLES]
     questions = [(index, turn) for index, turn in talk if role_of(turn) in USER_ROLES]
     answers = [(index, turn) for index, turn in talk if role_of(turn) in ASSISTANT_ROLES]
-    if [index for index, _ in talk] != [index for index, _ in questions[:1] + answers[:1]]:
+    if len(talk) != 2 or talk != questions[:1] + answers[:1]:
         raise InputError(_several_turns(name, turns, questions, answers))
     (_, question), (_, answer) = talk
     prompt = row.prompt() if row.given.prompt else message_text(question, f"the user's message of {name}")[1]
