@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_prm.errors import BundleIntegrityError
-from edge_prm.manifest import Manifest, read_manifest
+from edge_prm.errors import BundleIntegrityError, InputError
+from edge_prm.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 STAMP_NAME = ".edge_prm_verified.json"
 SMALL_FILE_BYTES = 32 << 20
@@ -36,9 +37,9 @@ def open_bundle(
     """Open a bundle folder and verify its files: names, sizes, hashes (all of them if `verify_all`).
 
     `progress` is called with the bytes hashed since the last call. Raises BundleNotFoundError, BundleVersionError,
-    or BundleIntegrityError that names the file and what is wrong with it.
+    InputError for a path that is not UTF-8, or BundleIntegrityError that names the file and what is wrong with it.
     """
-    folder = Path(path)
+    folder = _folder(path)
     manifest = read_manifest(folder)
     stamps = {} if verify_all else _read_stamps(folder)
     fresh: dict[str, list[object]] = {}
@@ -48,19 +49,46 @@ def open_bundle(
             found = file.stat()
         except OSError:
             raise BundleIntegrityError(file, "the file is missing or cannot be read") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleIntegrityError(file, "a folder or a device, where the manifest lists a file")
         if found.st_size != entry.bytes:
             raise BundleIntegrityError(file, f"truncated or edited: {found.st_size} bytes instead of {entry.bytes}")
         stamp = _stamp(found, entry.sha256)
         if entry.bytes > SMALL_FILE_BYTES and stamps.get(name) == stamp:
             fresh[name] = stamp
             continue
-        if sha256_of(file, progress) != entry.sha256:
+        try:
+            digest = sha256_of(file, progress)
+        except OSError as error:
+            raise BundleIntegrityError(file, f"the file cannot be read ({error.strerror})") from None
+        if digest != entry.sha256:
             raise BundleIntegrityError(file, "edited: its SHA-256 is not the one in the manifest")
         if entry.bytes > SMALL_FILE_BYTES:
             fresh[name] = stamp
     if fresh and fresh != stamps:
         write_stamps(folder, fresh)
     return Bundle(folder, manifest)
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """The path of a bundle; InputError for one that engines cannot open, BundleIntegrityError without a manifest file.
+
+    Tokenizer and engines take UTF-8; a path of other bytes fails in each of them with another message.
+    """
+    folder = Path(os.fsdecode(path))
+    try:
+        unusable = b"\0" in str(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        unusable = True
+    if unusable:
+        raise InputError(
+            f"the path {str(folder)!a} of a bundle is not UTF-8 text without zero bytes; rename the folder"
+        )
+    file = folder / MANIFEST_NAME
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a device or a pipe could take for ever
+            raise BundleIntegrityError(file, "a folder or a device instead of a file")
+    return folder
 
 
 def stamp_files(folder: Path, manifest: Manifest) -> None:

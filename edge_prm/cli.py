@@ -5,6 +5,11 @@ Bodies import what they need when they run, so that `edge-prm --help` is instant
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # as early as possible: an interrupt may come during the imports
+    from edge_prm.interrupts import watch
+
+    watch()
+
 import json
 import sys
 from pathlib import Path
@@ -12,20 +17,21 @@ from typing import Any
 
 import click
 
-from edge_prm import __version__
+from edge_prm import __version__, interrupts
 from edge_prm import cli_options as option
 from edge_prm.cli_bench import bench
 from edge_prm.cli_rows import rank, score, show_rows
+from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
 from edge_prm.progress import show_progress
 from edge_prm.source import DEFAULT_SOURCE
 from edge_prm.terminal import colour, serve_any_encoding
 
-EXIT_BAD_INPUT = 2
-EXIT_SOME_FAILED = 1
-
 
 class _Group(click.Group):
-    """Turns errors raised on purpose into one line on stderr and exit code 2; anything else is a bug and shows."""
+    """Turns errors raised on purpose, and interrupts, into one line on stderr and an exit code (edge_prm.exit_codes).
+
+    Anything else is a bug and shows.
+    """
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         serve_any_encoding()
@@ -36,10 +42,17 @@ class _Group(click.Group):
         from edge_prm.errors import EdgePRMError
 
         try:
+            interrupts.begin()
             return super().invoke(context)
-        except EdgePRMError as error:
+        except BaseException as error:
+            if interrupts.interrupted() or isinstance(error, KeyboardInterrupt):  # libraries may make others of it
+                interrupts.leave()
+            if not isinstance(error, EdgePRMError):
+                raise
             click.echo(f"Error: {error}", err=True)
             context.exit(EXIT_BAD_INPUT)
+        finally:
+            interrupts.end()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,14 +13,12 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from edge_prm import cli_options as option
+from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
     from edge_prm.prm import PRM
     from edge_prm.records import BadRow, Record
     from edge_prm.trajectory import Trajectory
-
-EXIT_BAD_INPUT = 2
-EXIT_SOME_FAILED = 1
 
 _bundle = click.argument("bundle", type=click.Path(path_type=Path))
 _rows_file = click.argument("rows", metavar="ROWS|-", type=click.Path(path_type=Path, allow_dash=True))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, overload
 
 from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.aggregate import check_aggregate, check_early_stop
-from edge_prm.backends import load_model
+from edge_prm.backends import Model, load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
@@ -38,10 +39,11 @@ def load(
 ) -> PRM:
     """Load a bundle folder written by `edge-prm export`.
 
-    `threads`: threads of the engine, one per core by default. `device`: `cpu`, `gpu` (GGUF bundles, where
-    llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by default. Raises
-    BundleError when the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its engine is
-    not installed, InputError for a bad option.
+    `threads`: threads of the engine, by default one per core that this process may use. `device`: `cpu`, `gpu` (GGUF
+    bundles, where llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by
+    default. A model belongs to the process that loaded it: a forked child must load its own. Raises BundleError when
+    the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its engine is not installed,
+    InputError for a bad option.
     """
     bundle = open_bundle(path)
     return PRM(bundle, threads=threads, backend=backend, device=device, gpu_layers=gpu_layers)
@@ -62,12 +64,20 @@ class PRM:
         self._bundle = bundle
         self.folder = bundle.folder
         self.threads = threads
-        with ThreadPoolExecutor(1) as pool:  # tokenizer and weights take their time on a core each
-            model = pool.submit(load_model, bundle, backend, threads, device, gpu_layers)
-            self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
-            self.model = model.result()
         self._idle: PrefixScorer | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        pool = ThreadPoolExecutor(1)  # tokenizer and weights take their time on a core each
+        model: Future[Model] = pool.submit(load_model, bundle, backend, threads, device, gpu_layers)
+        try:
+            self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
+            self.model = model.result()
+        except BaseException:
+            model.add_done_callback(_close)  # now or, after an interrupt, when it is loaded
+            raise
+        finally:
+            pool.shutdown(wait=False)  # an interrupt goes through at once
+        self.model.spare = _weak(self._give_idle_up)
 
     @property
     def manifest(self) -> Manifest:
@@ -285,14 +295,45 @@ class PRM:
     @contextmanager
     def _scorer(self) -> Iterator[PrefixScorer]:
         """Lend the idle sequence, with the last text still in it, or a new one when another thread has it."""
+        if os.getpid() != self._process:  # in a forked child the lock may be held by a thread that is not there
+            self.model.start()  # an engine says that it cannot be used here
         with self._lock:
             scorer, self._idle = self._idle, None
         if scorer is None:
             scorer = PrefixScorer(self.model.start())
-        yield scorer  # after an error it is not lent again
-        if scorer.tokens <= IDLE_TOKENS:
-            with self._lock:
-                self._idle = scorer
+        lend_again = False
+        try:
+            yield scorer
+            lend_again = scorer.tokens <= IDLE_TOKENS  # after an error it is not lent again
+        finally:
+            if lend_again:
+                with self._lock:
+                    scorer, self._idle = self._idle, scorer  # that of another thread may have come back before
+            if scorer is not None:
+                scorer.close()
+
+    def _give_idle_up(self) -> None:
+        with self._lock:
+            scorer, self._idle = self._idle, None
+        if scorer is not None:
+            scorer.close()
+
+
+def _close(loading: Future[Model]) -> None:
+    """Free a model that nobody takes."""
+    if loading.exception() is None:
+        loading.result().close()
+
+
+def _weak(method: Callable[[], None]) -> Callable[[], None]:
+    """A method of an object that the result does not keep alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (found := reference()) is not None:
+            found()
+
+    return call
 
 
 def made_score(trajectory: Trajectory, encoded: Encoded, rewards: Sequence[float], name: str, computed: int) -> Score:

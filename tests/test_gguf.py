@@ -193,7 +193,7 @@ def test_sequences_come_back_when_nobody_holds_them(bundle_of: Callable[..., Pat
         model.start().extend(IDS[:4], [3])
         gc.collect(0)
     held: list[Backend] = []
-    with pytest.raises(BackendError, match="64 sequences are open"):
+    with pytest.raises(BackendError, match=f"{backend.MOST_SEQUENCES} sequences are open"):
         open_many(model, held)
     held[0].close()
     model.start().extend(IDS[:4], [3])

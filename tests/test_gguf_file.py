@@ -300,7 +300,7 @@ def test_random_damage_in_the_header_never_escapes(
         ({"other": np.zeros(1)}, "not the reward head"),
         ({"weight.0": np.zeros((2, 64), np.float32)}, "not the reward head"),
         ({"weight.0": np.zeros((2, 63), np.float32), "bias.0": np.zeros(2, np.float32)}, "shape [2, 63]"),
-        ({"weight.0": np.zeros((2, 64), np.float64), "bias.0": np.zeros(2, np.float64)}, "no part of a head"),
+        ({"weight.0": np.zeros((2, 64), np.float64), "bias.0": np.zeros(2, np.float64)}, "no array of 32-bit floats"),
         ({"weight.0": np.zeros((3, 64), np.float32), "bias.0": np.zeros(3, np.float32)}, "ends in 3 outputs"),
         ({"weight.0": np.full((1, 64), np.nan, np.float32), "bias.0": np.zeros(1, np.float32)}, "no part of a head"),
         ({"weight.0": np.array([object()]), "bias.0": np.zeros(1)}, "not the reward head"),

@@ -7,7 +7,7 @@ A new engine is one file with a `load_model(bundle, threads, device, gpu_layers)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +33,7 @@ class Backend(Protocol):
 
         Returns float32 `[len(read_at)]`, the same bits in whatever pieces a sequence is extended (llama.cpp: the same
         within the manifest's `stream_tolerance`). BackendError when the engine fails; the cache then holds what it
-        held before, or a part of `ids` more.
+        held before, or a part of `ids` more. An exception that a signal raises in the main thread ends the run.
         """
 
     def trim(self, to: int) -> None:
@@ -47,10 +47,17 @@ class Backend(Protocol):
 
 
 class Model(Protocol):
-    """Loaded weights, shared by any number of sequences and threads."""
+    """Loaded weights, shared by any number of sequences and threads, of the process that loaded them.
+
+    A model that nobody holds any more frees its weights.
+    """
+
+    spare: Callable[[], None] | None
+    """Called when no other sequence can be started: whoever holds one that it does not need closes it. An engine
+    without such a limit never calls it."""
 
     def start(self) -> Backend:
-        """Return an empty sequence."""
+        """Return an empty sequence. BackendError in a forked child, or when the bundle was overwritten since."""
 
     def close(self) -> None:
         """Free the weights."""
@@ -70,7 +77,9 @@ def load_model(bundle: Bundle, backend: str, threads: int | None, device: str, g
     if device not in DEVICES:
         raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}")
     if threads is not None and not _whole(threads, 1):
-        raise InputError(f"threads is {threads!r}; give a whole number from 1 up, or None for one per core")
+        raise InputError(
+            f"threads is {threads!r}; give a whole number from 1 up, or None for one per core that this process may use"
+        )
     if gpu_layers is not None and not _whole(gpu_layers, 0):
         raise InputError(f"gpu_layers is {gpu_layers!r}; give a whole number from 0 up, or None for all that fit")
     if made_for != "gguf" and (device == "gpu" or gpu_layers):

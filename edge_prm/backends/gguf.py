@@ -1,7 +1,8 @@
 """llama.cpp, through llama-cpp-python's low-level API.
 
 One context holds the cells of all sequences of a model, so a branch shares the cells of its beginning instead of
-copying them; when they run out, the context is made twice as large and takes over what it held.
+copying them; when they run out, the context is made larger and takes over what it held. When little is left in a
+large one, it is made small again.
 
 Only read positions have outputs, and of those the hidden state behind the final norm is taken on its way, by the
 engine's own callback for watching a computation: the reward head is then applied here in fp32. (The API's embeddings
@@ -12,11 +13,14 @@ llama.cpp multiplies runs of different lengths with different kernels: rewards a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +28,17 @@ import numpy.typing as npt
 
 from edge_prm.backends import check_trim, chunks
 from edge_prm.backends.gguf_file import HEAD_NAME, read_head
-from edge_prm.backends.llama_engine import Watcher, engine_lines, gpu_layers_of, quieten, reason
+from edge_prm.backends.guest import THREAD_NAME, Guest, WeightFiles, keep_after_fork
+from edge_prm.backends.llama_engine import Watcher, engine_lines, gpu_layers_of, reason
 from edge_prm.bundle import Bundle
+from edge_prm.cores import usable_cores
 from edge_prm.errors import BackendError, MissingExtraError
 
 MODEL_NAME = "model.gguf"
 BATCH_TOKENS = 512
 FIRST_CELLS = 2048
-MOST_SEQUENCES = 64
+CELL_STEP = 256
+MOST_SEQUENCES = 256
 _NO_CELLS = 1  # what llama_decode returns when the context is full
 
 Floats = npt.NDArray[np.float32]
@@ -39,6 +46,31 @@ Floats = npt.NDArray[np.float32]
 
 def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> GgufModel:
     return GgufModel(bundle, threads, device, gpu_layers)
+
+
+class _Handles:
+    """What llama.cpp allocated for a model: freed by `close`, or when nobody holds the model any more."""
+
+    def __init__(self, llama: Any, watcher: Watcher, guest: Guest) -> None:
+        self.model = self.context = self.batch = None
+        self._llama, self._watcher, self._guest = llama, watcher, guest  # a context calls the watcher's callbacks
+        keep_after_fork(self)
+
+    def free(self) -> None:
+        """Free all of it. In a forked child nothing: the engine would wait for threads that are not there."""
+        if not self._guest.at_home:
+            return
+        with engine_lines():
+            if self.batch is not None:
+                self._llama.llama_batch_free(self.batch)
+            if self.context is not None:
+                self._llama.llama_free(self.context)
+            if self.model is not None:
+                self._llama.llama_model_free(self.model)
+        self.model = self.context = self.batch = None
+
+    def abandon(self) -> None:
+        """Called in a forked child; `free` already knows."""
 
 
 class GgufModel:
@@ -53,32 +85,46 @@ class GgufModel:
         except ImportError:
             raise MissingExtraError("gguf", ["llama-cpp-python"]) from None
         path = bundle.folder / MODEL_NAME
+        self.spare: Callable[[], None] | None = None
+        self._files = WeightFiles([path])
         self.layers = read_head(
             path,
             bundle.manifest.architecture,
             bundle.folder / HEAD_NAME if HEAD_NAME in bundle.manifest.files else None,
         )
         self._llama = llama_cpp
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or usable_cores()
         self._lock = threading.RLock()
-        quieten()
-        llama_cpp.llama_backend_init()
+        self._guest = Guest()
         self._watcher = Watcher(llama_cpp, bundle.manifest.architecture.hidden)
-        options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = layers = gpu_layers_of(
-            llama_cpp, device, gpu_layers, bundle.manifest.architecture.layers
-        )
-        self._on_gpu = layers > 0
-        with engine_lines() as lines:
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
-        if not self._model:
-            version = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
-            raise BackendError(f"{version} cannot load {path}: {reason(lines)}")
+        self._handles = _Handles(llama_cpp, self._watcher, self._guest)
+        weakref.finalize(self, self._handles.free).atexit = False  # at exit other threads may still compute
         self._cells = FIRST_CELLS
-        self._context = self._make_context(self._cells)
-        self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
-        self._free = list(range(MOST_SEQUENCES))[::-1]
+        self._most = most_sequences(llama_cpp)
+        self._free = list(range(self._most))[::-1]
         self._given_back: deque[int] = deque()
+        self._held: dict[int, int] = {}
+        """Sequence -> tokens that it has in the context, or may have after a run that was interrupted."""
+        try:
+            self._open(path, gpu_layers_of(llama_cpp, device, gpu_layers, bundle.manifest.architecture.layers))
+        except BaseException:
+            self._handles.free()
+            raise
+
+    def _open(self, path: Path, gpu_layers: int) -> None:
+        """Load the weights and make a small context; BackendError with the engine's reason."""
+        llama = self._llama
+        options = llama.llama_model_default_params()
+        options.n_gpu_layers = gpu_layers
+        self._on_gpu = gpu_layers > 0
+        with engine_lines() as lines:
+            llama.llama_backend_init()
+            self._handles.model = llama.llama_model_load_from_file(os.fsencode(path), options)
+        if not self._handles.model:
+            version = f"llama.cpp (llama-cpp-python {llama.__version__})"
+            raise BackendError(f"{version} cannot load {path}: {reason(lines)}")
+        self._handles.batch = llama.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._handles.context = self._make_context(self._cells)
 
     @property
     def cells(self) -> int:
@@ -86,61 +132,116 @@ class GgufModel:
         return self._cells
 
     def start(self) -> GgufBackend:
+        self._guest.check()
+        self._files.check()
         return GgufBackend(self)
 
     def close(self) -> None:
+        if not self._guest.at_home:  # the lock may be held by a thread that is not in this process
+            return
         with self._lock:
-            if self._model is None:
-                return
-            self._llama.llama_batch_free(self._batch)
-            self._llama.llama_free(self._context)
-            self._llama.llama_model_free(self._model)
-            self._model = self._context = None
+            self._handles.free()
+        self._guest.close()
 
     def take_sequence(self) -> int:
+        """Return the number of a sequence that is free; BackendError when as many as possible are open."""
+        self._guest.check()
         with self._lock:
             self._tidy()
+            if not self._free and self.spare is not None:
+                self.spare()
+                self._tidy()
             if not self._free:
-                raise BackendError(f"{MOST_SEQUENCES} sequences are open; close a session before another is started")
+                raise BackendError(f"{self._most} sequences are open; close a session before another is started")
             return self._free.pop()
 
     def give_back(self, sequence: int) -> None:
         """Never touches the engine: the garbage collector may call it in the midst of a run."""
         self._given_back.append(sequence)
 
+    def tidy(self) -> None:
+        """Free what was given back now, unless a run has the engine: the next call then does it."""
+        if self._guest.at_home and self._lock.acquire(blocking=False):
+            try:
+                if self._handles.context is not None:
+                    self._tidy()
+            finally:
+                self._lock.release()
+
     def remove(self, sequence: int, start: int) -> None:
         """Forget a sequence from position `start` on; cells that others share stay."""
+        self._guest.check()
         with self._lock:
             self._tidy()
-            self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+            self._remove(sequence, start)
 
     def copy(self, source: int, target: int) -> None:
         """Let `target` share the cells of `source`."""
+        self._guest.check()
         with self._lock:
             self._tidy()
             self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self._held[target] = self._held.get(source, 0)
 
-    def run(self, sequence: int, ids: npt.NDArray[np.int64], offset: int, read_at: Sequence[int]) -> Floats:
-        """Run one batch behind `offset` tokens of a sequence; rewards at `read_at`, float32 `[len(read_at)]`."""
-        with self._lock:
-            self._tidy()
-            batch, wanted = self._batch, set(read_at)
-            batch.n_tokens = len(ids)
-            for index, id_ in enumerate(ids.tolist()):
-                batch.token[index], batch.pos[index], batch.n_seq_id[index] = id_, offset + index, 1
-                batch.seq_id[index][0], batch.logits[index] = sequence, index in wanted
-            status = self._decode()
+    def run(
+        self, sequence: int, ids: npt.NDArray[np.int64], offset: int, read_at: Sequence[int], ahead: int = 0
+    ) -> Floats:
+        """Run one batch behind `offset` tokens of a sequence; rewards at `read_at`, float32 `[len(read_at)]`.
+
+        `ahead`: tokens that will follow this batch, so that the context grows once for all of them.
+        """
+        stopped = threading.Event()
+
+        def call() -> Floats:
+            with self._lock:
+                return self._run(sequence, ids, offset, read_at, ahead, stopped)
+
+        return self._guest.run(call, stopped.set)
+
+    def _run(
+        self,
+        sequence: int,
+        ids: npt.NDArray[np.int64],
+        offset: int,
+        read_at: Sequence[int],
+        ahead: int,
+        stopped: threading.Event,
+    ) -> Floats:
+        self._files.check()
+        self._tidy(len(ids) + ahead)
+        if self._held.get(sequence, 0) > offset:  # of a run that was interrupted
+            self._remove(sequence, offset)
+        self._held[sequence] = offset + len(ids)
+        self._fill_batch(sequence, ids, offset, set(read_at))
+        with engine_lines():
+            status = self._decode(stopped)
             while status == _NO_CELLS:
-                self._grow()
-                status = self._decode()
-            if status != 0:
-                self._llama.llama_memory_seq_rm(self._memory, sequence, offset, -1)
-                raise BackendError(f"llama.cpp failed at token {offset} (llama_decode gave {status})")
-            return self._rewards(self._watcher.rows(len(read_at)))
+                self._resize(max(2 * self._cells, _round_up(offset + len(ids) + ahead)))
+                status = self._decode(stopped)
+        if status != 0 or self._watcher.error is not None:
+            self._remove(sequence, offset)
+        if self._watcher.error is not None:
+            raise self._watcher.error
+        if status != 0:
+            raise BackendError(f"llama.cpp failed at token {offset} (llama_decode gave {status})")
+        self._files.check()
+        return self._rewards(self._watcher.rows(len(read_at)))
 
-    def _decode(self) -> int:
-        self._watcher.seen.clear()
-        status: int = self._llama.llama_decode(self._context, self._batch)
+    def _fill_batch(self, sequence: int, ids: npt.NDArray[np.int64], offset: int, wanted: set[int]) -> None:
+        batch: Any = self._handles.batch
+        batch.n_tokens = len(ids)
+        for index, id_ in enumerate(ids.tolist()):
+            batch.token[index], batch.pos[index], batch.n_seq_id[index] = id_, offset + index, 1
+            batch.seq_id[index][0], batch.logits[index] = sequence, index in wanted
+
+    def _decode(self, stopped: threading.Event) -> int:
+        watcher, context = self._watcher, self._handles.context
+        watcher.begin(stopped)
+        # Only a run that a signal can end pays for being asked at every operator.
+        interruptible = threading.current_thread().name.startswith(THREAD_NAME)
+        abort = watcher.abort_callback if interruptible else watcher.no_abort_callback
+        self._llama.llama_set_abort_callback(context, abort, None)
+        status: int = self._llama.llama_decode(context, self._handles.batch)
         return status
 
     def _rewards(self, rows: Floats) -> Floats:
@@ -159,43 +260,76 @@ class GgufModel:
 
     @property
     def _memory(self) -> Any:
-        return self._llama.llama_get_memory(self._context)
+        return self._llama.llama_get_memory(self._handles.context)
 
     def _make_context(self, cells: int) -> Any:
         llama = self._llama
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = cells, BATCH_TOKENS, BATCH_TOKENS
-        options.n_seq_max, options.kv_unified = MOST_SEQUENCES, True
+        options.n_seq_max, options.kv_unified = self._most, True
         options.n_threads = options.n_threads_batch = self._threads
         if not self._on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
             options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cb_eval = self._watcher.callback
-        context = llama.llama_init_from_model(self._model, options)
+        with engine_lines():
+            context = llama.llama_init_from_model(self._handles.model, options)
         if not context:
             raise BackendError(f"llama.cpp has no memory for a cache of {cells} tokens; open fewer or shorter sessions")
         return context
 
-    def _grow(self) -> None:
-        """Twice the cells; what the context holds moves over, shared cells stay shared."""
-        llama = self._llama
-        size = llama.llama_state_get_size(self._context)
-        state = (ctypes.c_uint8 * size)()
-        written = llama.llama_state_get_data(self._context, state, size)
-        larger = self._make_context(2 * self._cells)
-        if llama.llama_state_set_data(larger, state, written) != written:
-            llama.llama_free(larger)
-            raise BackendError(f"llama.cpp could not move {self._cells} cached tokens to a larger context")
-        llama.llama_free(self._context)
-        self._context, self._cells = larger, 2 * self._cells
+    def _resize(self, cells: int) -> None:
+        """Another number of cells; what the context holds moves over, shared cells stay shared.
 
-    def _tidy(self) -> None:
-        """Free the cells of sequences that were given back; BackendError when the model is closed."""
-        if self._model is None:
+        Never are two contexts held: the old one is copied (its cells in use, no more) and freed before the new one is
+        made. BackendError when there is no memory for the new one; what was held is then held as before.
+        """
+        llama, handles = self._llama, self._handles
+        state = np.empty(llama.llama_state_get_size(handles.context), dtype=np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = llama.llama_state_get_data(handles.context, pointer, len(state))
+        with engine_lines():
+            llama.llama_free(handles.context)
+        handles.context = None
+        try:
+            handles.context, self._cells = self._make_context(cells), cells
+        except BackendError:
+            handles.context = self._make_context(self._cells)
+            llama.llama_state_set_data(handles.context, pointer, written)
+            raise
+        if llama.llama_state_set_data(handles.context, pointer, written) != written:
+            handles.free()
+            raise BackendError(f"llama.cpp could not move its cached tokens to {cells} cells; load the bundle again")
+
+    def _remove(self, sequence: int, start: int) -> None:
+        self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        self._held[sequence] = start
+
+    def _tidy(self, coming: int = 0) -> None:
+        """Free the cells of sequences that were given back, and a context that is much larger than what is held.
+
+        `coming`: tokens that are about to be added. BackendError when the model is closed.
+        """
+        if self._handles.context is None:
             raise BackendError("the model is closed; load it again")
         while self._given_back:
             sequence = self._given_back.popleft()
-            self._llama.llama_memory_seq_rm(self._memory, sequence, 0, -1)
+            self._remove(sequence, 0)
             self._free.append(sequence)
+        needed = 2 * (sum(self._held.values()) + coming)  # cells that branches share are counted more than once
+        if self._cells > FIRST_CELLS and 2 * needed <= self._cells:
+            with contextlib.suppress(BackendError):  # then it stays as large as it is
+                self._resize(max(FIRST_CELLS, _round_up(needed)))
+
+
+def most_sequences(llama_cpp: Any) -> int:
+    """How many sequences a context may hold with this version of llama.cpp."""
+    limit = getattr(llama_cpp, "llama_max_parallel_sequences", lambda: 64)
+    return min(MOST_SEQUENCES, int(limit()))
+
+
+def _round_up(cells: int) -> int:
+    """The next multiple of what llama.cpp allocates cells in."""
+    return -(-cells // CELL_STEP) * CELL_STEP
 
 
 class GgufBackend:
@@ -217,10 +351,12 @@ class GgufBackend:
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> Floats:
         rewards = []
+        ahead = len(ids)
         for chunk, wanted in chunks(ids, read_at, BATCH_TOKENS):
             if self._sequence is None:
                 self._sequence = self._model.take_sequence()
-            rewards.append(self._model.run(self._sequence, chunk, self._offset, wanted.tolist()))
+            ahead -= len(chunk)
+            rewards.append(self._model.run(self._sequence, chunk, self._offset, wanted.tolist(), ahead))
             self._offset += len(chunk)
             self._computed += len(chunk)
         return np.concatenate(rewards)
@@ -240,6 +376,10 @@ class GgufBackend:
         return other
 
     def close(self) -> None:
+        self._release()
+        self._model.tidy()
+
+    def _release(self) -> None:
         self._offset = 0
         if self._sequence is not None:
             sequence, self._sequence = self._sequence, None
@@ -247,4 +387,4 @@ class GgufBackend:
 
     def __del__(self) -> None:
         if getattr(self, "_sequence", None) is not None:
-            self.close()
+            self._release()

@@ -10,26 +10,23 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_prm.backends.gguf_reader import STRING, Array, Header, Reader
+from edge_prm.backends.head_file import Floats, Layers, read_layers
 from edge_prm.errors import BundleIntegrityError
 from edge_prm.manifest import Architecture
-
-Floats = npt.NDArray[np.float32]
-Layers = tuple[tuple[Floats, Floats], ...]
 
 HEAD_NAME = "reward_head.npz"
 RESIDUAL_STEP = 128.0
 """What eight bits leave over of the head's row is at most half of one 127th of a block's largest value, so it is
 written that much larger."""
 
+_LAST_TOKEN_TYPE = 6  # of llama.cpp's llama_token_type
 _F32, _F16, _Q8_0, _BF16 = 0, 1, 8, 30
 _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
            11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136),
@@ -53,13 +50,16 @@ def read_head(path: Path, architecture: Architecture, head_file: Path | None) ->
 
 
 def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | None) -> Layers:
-    header = Reader(data).header()
+    reader = Reader(data)
+    header = reader.header()
+    _check_architecture(architecture)
     _check_fields(header.fields, architecture)
+    _check_vocabulary(reader, header.fields)
     _check_tensors(header, architecture, len(data))
     if header.fields["edge_prm.head"] == "beside":
         if head_file is None:
             raise ValueError(f"its reward head should stand beside it, and the manifest lists no {HEAD_NAME}")
-        return _read_layers(head_file, architecture)
+        return read_layers(head_file, architecture.hidden)
     row, residual = (header.fields[f"edge_prm.head.{name}"] for name in ("row", "residual_row"))
     scale, bias = (float(header.fields[f"edge_prm.head.{name}"]) for name in ("scale", "bias"))
     if not 0 <= min(row, residual) <= max(row, residual) < architecture.vocabulary or not (
@@ -71,6 +71,40 @@ def _read_head(data: mmap.mmap, architecture: Architecture, head_file: Path | No
     if not np.isfinite(weight).all():
         raise ValueError("its reward head holds NaN or infinity")
     return ((weight, np.array([bias], dtype=np.float32)),)
+
+
+def _check_architecture(architecture: Architecture) -> None:
+    """ValueError for sizes that llama.cpp has no attention for: it ends the process when it builds the graph."""
+    if architecture.heads % architecture.kv_heads or architecture.head_dim % 2:
+        raise ValueError(
+            f"the manifest has {architecture.heads} heads on {architecture.kv_heads} for keys and values, "
+            f"each of size {architecture.head_dim}"
+        )
+
+
+def _check_vocabulary(reader: Reader, fields: Mapping[str, Any]) -> None:
+    """ValueError for tokens that llama.cpp takes for equal, which ends the process, and for merges that are none.
+
+    It reads a token as a C string, which ends at its first zero byte, and gives an empty one a name of its own.
+    """
+    tokens = reader.strings(fields["tokenizer.ggml.tokens"])
+    for index, token in enumerate(tokens):
+        if not token or b"\0" in token:
+            raise ValueError(f"token {index} is empty or holds a zero byte")
+    if len(set(tokens)) != len(tokens):
+        first: dict[bytes, int] = {}
+        index, token = next(pair for pair in enumerate(tokens) if first.setdefault(pair[1], pair[0]) != pair[0])
+        raise ValueError(f"tokens {first[token]} and {index} are both {token[:60]!r}")
+    types = reader.numbers(fields["tokenizer.ggml.token_type"])
+    if len(types) and not 0 <= types.min() <= types.max() <= _LAST_TOKEN_TYPE:
+        raise ValueError(f"token types lie between {types.min()} and {types.max()}")
+    for index, merge in enumerate(reader.strings(fields["tokenizer.ggml.merges"])):
+        left, _, right = merge.partition(b" ")
+        if not left or not right or b" " in right or b"\0" in merge:
+            raise ValueError(f"merge {index} is {merge[:60]!r} and should be two tokens")
+    end = fields.get("tokenizer.ggml.eos_token_id", 0)
+    if type(end) is not int or not 0 <= end < len(tokens):
+        raise ValueError(f"tokenizer.ggml.eos_token_id is {end!r} and there are {len(tokens)} tokens")
 
 
 def _check_fields(fields: Mapping[str, Any], architecture: Architecture) -> None:
@@ -198,23 +232,3 @@ def _embedding_row(data: mmap.mmap, header: Header, row: int) -> Floats:
     if kind not in (_F32, _F16):
         raise ValueError(f"token_embd.weight has type {kind}; the reward head needs eight bits at least")
     return np.frombuffer(raw, dtype="<f4" if kind == _F32 else "<f2").astype(np.float32)
-
-
-def _read_layers(path: Path, architecture: Architecture) -> Layers:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            count = (len(arrays.files) + 1) // 2
-            layers = tuple((arrays[f"weight.{index}"], arrays[f"bias.{index}"]) for index in range(count))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleIntegrityError(path, f"not the reward head of this bundle ({error})") from None
-    inputs = architecture.hidden
-    for weight, bias in layers:
-        right = weight.dtype == bias.dtype == np.float32 and weight.ndim == 2 and weight.shape[1] == inputs
-        if not right or bias.shape != weight.shape[:1] or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise BundleIntegrityError(
-                path, f"it holds a layer of shape {list(weight.shape)} that is no part of a head"
-            )
-        inputs = len(weight)
-    if not layers or inputs not in (1, 2):
-        raise BundleIntegrityError(path, f"it ends in {inputs} outputs")
-    return layers

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 STRING, ARRAY = 8, 9  # types of metadata
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _MOST_ITEMS = 1 << 22
@@ -20,10 +23,12 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 @dataclass(frozen=True)
 class Array:
-    """A list in the metadata; its items stay in the file."""
+    """A list in the metadata; its items stay in the file, from `start` to `end`."""
 
     kind: int
     length: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Reader:
         if kind != ARRAY:
             raise ValueError(f"a value of type {kind}")
         inner, length = self._scalar("I"), self._count()
+        start = self._at
         if inner in _SCALARS:
             self._skip(length * struct.calcsize(_SCALARS[inner]))
         elif inner == STRING:
@@ -82,7 +88,20 @@ class Reader:
                 self._skip(self._scalar("Q"))
         else:
             raise ValueError(f"a list of type {inner}")
-        return Array(inner, length)
+        return Array(inner, length, start, self._at)
+
+    def strings(self, array: Array) -> list[bytes]:
+        """The items of a list of strings whose bounds were checked."""
+        raw, at, items = self._data[array.start : array.end], 0, []
+        for _ in range(array.length):
+            end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
+            items.append(raw[at + 8 : end])
+            at = end
+        return items
+
+    def numbers(self, array: Array) -> npt.NDArray[Any]:
+        """The items of a list of numbers whose bounds were checked."""
+        return np.frombuffer(self._data[array.start : array.end], dtype=np.dtype(f"<{_SCALARS[array.kind]}"))
 
     def _scalar(self, form: str) -> Any:
         value = struct.unpack_from(f"<{form}", self._data, self._at)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends.guest import log_fallback
 from edge_prm.errors import BackendError, InputError
 
 Floats = npt.NDArray[np.float32]
@@ -19,10 +21,14 @@ _HIDDEN_STATE = b"result_norm"  # llama.cpp's name for the final norm's output, 
 
 
 class Watcher:
-    """Copies the hidden states of read positions while llama.cpp computes."""
+    """Copies the hidden states of read positions while llama.cpp computes, and stops a computation."""
 
     def __init__(self, llama_cpp: Any, hidden: int) -> None:
         self.seen: list[Floats] = []
+        self.error: BaseException | None = None
+        """What went wrong in a callback: an exception cannot pass through the engine, and ctypes only prints it."""
+        self.stopped = threading.Event()
+        """Set, it makes the engine give up the run at its next operator."""
         self._hidden = hidden
         ggml = _ggml()
         self._name, self._count, self._copy = ggml.ggml_get_name, ggml.ggml_nelements, ggml.ggml_backend_tensor_get
@@ -31,6 +37,13 @@ class Watcher:
         self._copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self._copy.restype = None
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._watch)
+        self.abort_callback = llama_cpp.ggml_abort_callback(self._abort)
+        self.no_abort_callback = llama_cpp.ggml_abort_callback(0)
+
+    def begin(self, stopped: threading.Event) -> None:
+        """Forget the last run; the next one ends early when `stopped` is set."""
+        self.seen.clear()
+        self.error, self.stopped = None, stopped
 
     def rows(self, count: int) -> Floats:
         """The hidden states of the last run, float32 `[count, hidden]`; BackendError when the engine showed others."""
@@ -41,42 +54,93 @@ class Watcher:
 
     def _watch(self, tensor: int, ask: bool, data: object) -> bool:
         """Asked which tensors are of interest, and then shown them; True lets the computation go on."""
-        if self._name(tensor) != _HIDDEN_STATE:
-            return not ask
-        if not ask:
-            values = np.empty(self._count(tensor), dtype=np.float32)
-            self._copy(tensor, values.ctypes.data, 0, values.nbytes)
-            self.seen.append(values.reshape(-1, self._hidden))
-        return True
+        try:
+            if self._name(tensor) != _HIDDEN_STATE:
+                return not ask
+            if not ask:
+                values = np.empty(self._count(tensor), dtype=np.float32)
+                self._copy(tensor, values.ctypes.data, 0, values.nbytes)
+                self.seen.append(values.reshape(-1, self._hidden))
+        except BaseException as error:
+            self.error = error
+            return ask
+        return self.error is None or ask
+
+    def _abort(self, data: object) -> bool:
+        return self.error is not None or self.stopped.is_set()
+
+
+LOG_VARIABLE = "EDGE_PRM_LLAMA_LOG"
+"""Environment variable: with any value but nothing or 0, llama.cpp's own lines go where they went before."""
+
+
+class _Silence:
+    """Takes llama.cpp's lines while an engine works for us, and gives them back to whoever had them before.
+
+    llama.cpp has one log function for a process, and the process may hold models of somebody else.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a finalizer may free a model in the midst of `enter` or `leave`
+        self._depth = 0
+        self._listeners: list[list[str]] = []
+        self._callback: Any = None  # the engine may still call it in another thread, so it is never freed
+        self._before: tuple[Any, Any] | None = None
+
+    def enter(self, lines: list[str]) -> None:
+        import llama_cpp
+
+        with self._lock:
+            self._listeners.append(lines)
+            self._depth += 1
+            if self._depth > 1:
+                return
+            if self._callback is None:
+                self._callback = llama_cpp.llama_log_callback(self._hear)
+            if self._before is None and hasattr(llama_cpp, "llama_log_get"):
+                before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+                llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+                self._before = before, data
+            llama_cpp.llama_log_set(self._callback, ctypes.c_void_p())
+
+    def leave(self, lines: list[str]) -> None:
+        import llama_cpp
+
+        with self._lock:
+            self._listeners = [others for others in self._listeners if others is not lines]
+            self._depth -= 1
+            if self._depth == 0 and self._before is not None:
+                llama_cpp.llama_log_set(*self._before)
+                self._before = None
+
+    def _hear(self, level: int, text: bytes, data: object) -> None:
+        line = text.decode("utf-8", errors="replace").strip()
+        for lines in list(self._listeners):
+            lines.append(line)
+            del lines[:-_KEPT_LINES]
+
+
+_KEPT_LINES = 200
+_silence = _Silence()
 
 
 @contextmanager
 def engine_lines() -> Iterator[list[str]]:
-    """Collect what the engine says, for an error message; at any other time nobody listens, so that stderr is quiet."""
-    quieten()
+    """Collect what the engine says, for an error message, instead of having it on stderr."""
     lines: list[str] = []
-    _listeners.append(lines)
+    if os.environ.get(LOG_VARIABLE, "0") not in ("", "0"):
+        yield lines
+        return
+    _silence.enter(lines)
     try:
         yield lines
     finally:
-        _listeners.remove(lines)
-
-
-_listeners: list[list[str]] = []
-_kept: list[Any] = []  # the engine keeps its callback for good, so it must never be freed
+        _silence.leave(lines)
 
 
 def quieten() -> None:
-    """The engine's own lines on stderr help nobody: errors come back as values."""
-    import llama_cpp
-
-    def hear(level: int, text: bytes, data: object) -> None:
-        for lines in _listeners:
-            lines.append(text.decode("utf-8", errors="replace").strip())
-
-    if not _kept:
-        _kept.append(llama_cpp.llama_log_callback(hear))
-    llama_cpp.llama_log_set(_kept[0], ctypes.c_void_p(0))
+    """Silence llama.cpp for the rest of this process; for processes of our own."""
+    _silence.enter([])
 
 
 def reason(lines: list[str]) -> str:
@@ -103,17 +167,19 @@ def _ggml() -> Any:
 
 
 def gpu_layers_of(llama_cpp: Any, device: str, wanted: int | None, layers: int) -> int:
-    """Layers for the GPU; InputError when one is asked for that is not there."""
-    if device == "cpu":
-        if wanted:
-            raise InputError(f"gpu_layers is {wanted} and device is 'cpu'; choose one of them")
+    """Layers for the GPU; InputError when one is asked for that is not there, or when two options contradict."""
+    if device == "cpu" and wanted:
+        raise InputError(f"gpu_layers is {wanted} and device is 'cpu'; choose one of them")
+    if device == "gpu" and wanted == 0:
+        raise InputError("gpu_layers is 0 and device is 'gpu'; give the GPU at least one layer, or choose device 'cpu'")
+    if device == "cpu" or wanted == 0:
         return 0
-    offloads = bool(llama_cpp.llama_supports_gpu_offload())
-    if not offloads and (device == "gpu" or wanted):
+    if llama_cpp.llama_supports_gpu_offload():
+        return layers + 1 if wanted is None else wanted
+    if device == "gpu" or wanted:
         raise InputError(
             "this build of llama-cpp-python runs on the CPU only; install one built for your GPU "
             '(CMAKE_ARGS="-DGGML_CUDA=on", "-DGGML_METAL=on" or "-DGGML_VULKAN=on"), or leave the device out'
         )
-    if not offloads:
-        return 0
-    return layers + 1 if wanted is None else wanted
+    log_fallback("this build of llama-cpp-python has no support for a GPU")
+    return 0

@@ -13,22 +13,18 @@ one address: so `trim` is a change of offset, and nothing is ever copied.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends import check_trim, chunks
+from edge_prm.backends.guest import log_fallback
+from edge_prm.backends.onnx_engine import MODEL_NAME as MODEL_NAME
+from edge_prm.backends.onnx_engine import OnnxSession
 from edge_prm.bundle import Bundle
-from edge_prm.errors import BackendError, MissingExtraError
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-MODEL_NAME = "model.onnx"
 CHUNK_TOKENS = 256
 CAPACITY_STEP = 256
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
@@ -36,49 +32,33 @@ _FEWEST_READ = 2
 
 
 def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OnnxModel:
+    if device == "auto":
+        log_fallback("this version runs ONNX bundles on the CPU")
     return OnnxModel(bundle, threads)
 
 
-def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    """An InferenceSession on the CPU; BackendError with the engine's reason when it cannot load the graph."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("cpu", ["onnxruntime"]) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
-    if threads:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the engine's exceptions have no common base of their own
-        raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
-
-
 class OnnxModel:
-    """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
+    """A graph of our own in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         self.architecture = bundle.manifest.architecture
         self.context_length = bundle.manifest.context_length
-        self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = open_session(bundle.folder / MODEL_NAME, threads)
+        self._session = OnnxSession(bundle, threads)
 
     def start(self) -> OnnxBackend:
+        self._session.check()
         return OnnxBackend(self)
 
     def close(self) -> None:
-        with self._lock:
-            self._session = None
+        self._session.close()
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         """Run one chunk behind `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
-        with self._lock:
-            if self._session is None:
-                raise BackendError("the model is closed; load it again")
-            binding = self._session.io_binding()
+
+        def call(session: Any, options: Any) -> npt.NDArray[np.float32]:
+            binding = session.io_binding()
             binding.bind_cpu_input("input_ids", ids)
             binding.bind_cpu_input("read_at", read_at)
             binding.bind_cpu_input("offset", np.array([offset], dtype=np.int32))
@@ -88,12 +68,11 @@ class OnnxModel:
                 binding.bind_input(f"past_{name}", *where)
                 binding.bind_output(f"present_{name}", *where)
             binding.bind_output("rewards", "cpu")
-            try:
-                self._session.run_with_iobinding(binding)
-            except Exception as error:
-                raise BackendError(f"ONNX Runtime failed at token {offset}: {error}") from error
+            session.run_with_iobinding(binding, options)
             rewards: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
-        return rewards
+            return rewards
+
+        return self._session.run(call, offset)
 
 
 class OnnxBackend:

@@ -7,7 +7,6 @@ order: rewards are close, not equal, in other pieces.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends import check_trim, chunks
-from edge_prm.backends.onnx import MODEL_NAME, open_session
+from edge_prm.backends.guest import log_fallback
+from edge_prm.backends.onnx_engine import MODEL_NAME, OnnxSession
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError
 
@@ -26,15 +26,18 @@ Floats = npt.NDArray[np.float32]
 
 
 def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OptimumModel:
+    if device == "auto":
+        log_fallback("this version runs ONNX bundles on the CPU")
     return OptimumModel(bundle, threads)
 
 
 class OptimumModel:
-    """An InferenceSession; runs of several threads take turns, since each run uses all of the engine's threads."""
+    """A graph of optimum's in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         path = bundle.folder / MODEL_NAME
-        session = open_session(path, threads)
+        self._session = OnnxSession(bundle, threads)
+        session = self._session.engine
         shape = bundle.manifest.architecture
         self._inputs = {entry.name for entry in session.get_inputs()}
         self.cache_names = [f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")]
@@ -45,15 +48,13 @@ class OptimumModel:
         if missing or "read_at" not in self._inputs or "rewards" not in outputs:
             raise BackendError(f"{path} is no graph of this backend: it has no {(missing or ['rewards'])[0]}")
         self.empty = np.empty((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
-        self._lock = threading.Lock()
-        self._session: Any = session
 
     def start(self) -> OptimumBackend:
+        self._session.check()
         return OptimumBackend(self)
 
     def close(self) -> None:
-        with self._lock:
-            self._session = None
+        self._session.close()
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], cache: list[Floats]
@@ -68,16 +69,14 @@ class OptimumModel:
             "position_ids": np.arange(past, past + len(ids), dtype=np.int64)[None],
         }
         feed |= {_PAST + name: values for name, values in zip(self.cache_names, cache, strict=True)}
-        with self._lock:
-            if self._session is None:
-                raise BackendError("the model is closed; load it again")
-            try:
-                rewards, *present = self._session.run(
-                    ["rewards", *(_PRESENT + name for name in self.cache_names)],
-                    {name: value for name, value in feed.items() if name in self._inputs},
-                )
-            except Exception as error:
-                raise BackendError(f"ONNX Runtime failed at token {past}: {error}") from error
+        feed = {name: value for name, value in feed.items() if name in self._inputs}
+        names = ["rewards", *(_PRESENT + name for name in self.cache_names)]
+
+        def call(session: Any, options: Any) -> list[Floats]:
+            outputs: list[Floats] = session.run(names, feed, options)
+            return outputs
+
+        rewards, *present = self._session.run(call, past)
         return rewards, present
 
 

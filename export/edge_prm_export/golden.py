@@ -102,13 +102,12 @@ def with_golden(
 def _bundle_rewards(bundle: Bundle, texts: list[Encoded], progress: Progress) -> list[list[float]]:
     model = load_model(bundle, "auto", None, "cpu")
     scored = []
-    with progress("scoring golden trajectories", len(texts)) as advance:
+    with contextlib.closing(model), progress("scoring golden trajectories", len(texts)) as advance:
         for text in texts:
             sequence = model.start()
             scored.append(sequence.extend(text.ids, text.read_at).astype(float).tolist())
             sequence.close()
             advance(1)
-    model.close()
     return scored
 
 

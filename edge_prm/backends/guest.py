@@ -1,0 +1,147 @@
+"""An engine as a guest in somebody's process: interrupts, forks, and files that change under it.
+
+An engine runs in C++ for seconds, with threads of its own, on files that it maps into memory. Three things follow.
+
+A signal handler of Python runs in the main thread only, and only between two instructions of Python. So the main
+thread never runs an engine itself: a thread does, and the main thread waits, which a signal can end.
+
+After a fork the child has the engine's memory without its threads: a run would wait for them for ever, and so would
+the engine's destructor. So a child is refused, and never frees what it got from its parent.
+
+A mapped file that is overwritten gives other weights to a model that is loaded, or ends the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_prm.errors import BackendError, BundleIntegrityError
+
+Result = TypeVar("Result")
+
+THREAD_NAME = "edge-prm engine"
+
+
+class Guest:
+    """The process that a model was loaded in, and the thread that runs its engine for the main thread."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this is the process that the model was loaded in."""
+        return os.getpid() == self._process
+
+    def check(self) -> None:
+        """BackendError in a process that was forked after the model was loaded."""
+        if not self.at_home:
+            raise BackendError(
+                f"this model was loaded in process {self._process} and cannot be used in its fork {os.getpid()}: "
+                "load the bundle after the fork, in each process, or start processes with the 'spawn' method"
+            )
+
+    def run(self, call: Callable[[], Result], stop: Callable[[], None]) -> Result:
+        """Return what `call` returns; an exception that a signal raises in the main thread goes through at once.
+
+        `stop` is then called, from the main thread: it must make a run that has begun end soon, and one that has not
+        begun end at its start. `call` may still be running when this method has raised.
+        """
+        self.check()
+        if threading.current_thread() is not threading.main_thread():  # signals never come here
+            return call()
+        try:
+            try:
+                future = self._pool.submit(call)
+            except RuntimeError:  # at interpreter exit there are no new threads
+                return call()
+            return future.result()
+        except BaseException:
+            stop()
+            raise
+
+    def close(self) -> None:
+        """End the thread, once it has nothing to do."""
+        self._pool.shutdown(wait=False)
+
+
+class WeightFiles:
+    """Weight files that an engine has mapped: are they still what was loaded?
+
+    They are held open, so that only a change of the file itself counts. A file that was put in its place by renaming,
+    or that was deleted, leaves the mapped one as it was.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: list[tuple[Path, int, tuple[int, int]]] = []
+        opened: list[int] = []
+        weakref.finalize(self, _close_all, opened)
+        for path in paths:
+            try:
+                file = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise BundleIntegrityError(path, f"cannot be read ({error.strerror})") from None
+            opened.append(file)
+            self._files.append((path, file, _version(file)))
+
+    def check(self) -> None:
+        """BackendError when a file was overwritten since."""
+        for path, file, version in self._files:
+            if _version(file) != version:
+                raise BackendError(
+                    f"{path} was replaced while it was loaded; load the bundle again (and replace a bundle by "
+                    "renaming a new folder, never by writing into its files)"
+                )
+
+
+def _version(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def _close_all(files: list[int]) -> None:
+    while files:
+        os.close(files.pop())
+
+
+def log_fallback(reason: str) -> None:
+    """Log, once for each reason, that device `auto` is the CPU here."""
+    if reason not in _logged:
+        _logged.add(reason)
+        logging.getLogger("edge_prm").info("device auto: %s; running on the CPU", reason)
+
+
+_logged: set[str] = set()
+
+
+def keep_after_fork(engine: Any) -> None:
+    """Call `engine.abandon()` in every child process that is forked while `engine` exists."""
+    global _hooked
+    _engines.add(engine)
+    if not _hooked and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_abandon_all)
+        _hooked = True
+
+
+def make_immortal(value: object) -> None:
+    """Take a reference that nobody gives back, so that a destructor never runs, at interpreter exit either."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_hooked = False
+
+
+def _abandon_all() -> None:
+    for engine in list(_engines):
+        engine.abandon()
