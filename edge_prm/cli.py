@@ -98,20 +98,23 @@ def export(
 ) -> None:  # fmt: skip
     """Quantize a checkpoint into a bundle, without torch (but for --exporter optimum).
 
-    SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`.
+    SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference` (./demo for a folder of that name).
+    Exit code 1: the bundle was written, and it is further from full precision than its recipe allows.
     """
     import edge_prm_export
     from edge_prm.errors import InputError
     from edge_prm.manifest import read_manifest
+    from edge_prm.notices import on_stderr
 
     if (good_token is None) != (bad_token is None):
         raise InputError("--good-token and --bad-token go together: the probability of one against the other")
-    folder = edge_prm_export.export(
-        source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
-        revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
-        token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
-        exporter=exporter, force=force, progress=show_progress,
-    )  # fmt: skip
+    with on_stderr():
+        folder = edge_prm_export.export(
+            source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
+            revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
+            token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
+            exporter=exporter, force=force, progress=show_progress,
+        )  # fmt: skip
     manifest = read_manifest(folder)
     size = sum(entry.bytes for entry in manifest.files.values())
     fidelity = manifest.fidelity
@@ -121,15 +124,19 @@ def export(
             "bundle": str(folder), "bytes": size, "recipe": manifest.recipe.name, "rotated": manifest.recipe.rotated,
             "backend": manifest.backend, "head": manifest.head.kind,
         }  # fmt: skip
+        facts |= {
+            "mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference,
+            "tolerance": fidelity.tolerance, "within_tolerance": fidelity.within_tolerance,
+        }  # fmt: skip
+        click.echo(json.dumps(facts))
+    else:
+        what = f"{manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB"
         click.echo(
-            json.dumps(facts | {"mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference})
+            f"{folder}: {what}; {fidelity.rewards} golden rewards within "
+            f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
         )
-        return
-    what = f"{manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB"
-    click.echo(
-        f"{folder}: {what}; {fidelity.rewards} golden rewards within "
-        f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
-    )
+    if not fidelity.within_tolerance:
+        sys.exit(EXIT_SOME_FAILED)
 
 
 @main.command()
@@ -137,6 +144,7 @@ def export(
 @option.as_json
 def info(bundle: Path, as_json: bool) -> None:
     """Print what a bundle is: source, head, recipe, files, fidelity."""
+    from edge_prm.check import too_coarse
     from edge_prm.manifest import read_manifest
     from edge_prm.view import printable
 
@@ -157,7 +165,12 @@ def info(bundle: Path, as_json: bool) -> None:
         "written by": f"edge-prm {manifest.edge_prm_version}, format {manifest.format_version}",
     }
     if fidelity := manifest.fidelity:
-        facts["golden"] = f"{fidelity.rewards} rewards within {fidelity.max_difference:.4f} of {fidelity.reference}"
+        facts["golden"] = (
+            f"{fidelity.rewards} rewards within {fidelity.max_difference:.4f} of {fidelity.reference} "
+            f"(limit {fidelity.tolerance:g})"
+        )
+        if not fidelity.within_tolerance:
+            facts["not trusted"] = too_coarse(manifest)
     for name, entry in manifest.files.items():
         facts[name] = f"{entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:16]}…"
     for name, value in facts.items():
@@ -171,7 +184,11 @@ def info(bundle: Path, as_json: bool) -> None:
 @option.gpu_layers
 @option.as_json
 def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None, as_json: bool) -> None:
-    """Verify a bundle's hashes, and its golden scores on this device; exit code 1 when they cannot be trusted."""
+    """Verify a bundle's hashes, and its golden rewards on this device.
+
+    Exit code 1 when they cannot be trusted: the sentence, and `verdict` in JSON, say whether this device's kernels are
+    the cause (`device`), or the recipe is too coarse for the checkpoint on any device (`recipe`).
+    """
     from dataclasses import asdict
 
     from edge_prm.bundle import open_bundle

@@ -92,10 +92,12 @@ class CheckpointError(EdgePRMError, ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint at a path or hub id."""
+    """There is no checkpoint at a path or hub id, or a file of it is missing."""
 
-    def __init__(self, source: object, reason: str) -> None:
-        super().__init__(f"checkpoint {source}: {reason}; give a folder that holds config.json, or a hub id owner/name")
+    def __init__(
+        self, source: object, reason: str, remedy: str = "give a folder that holds config.json, or a hub id owner/name"
+    ) -> None:
+        super().__init__(f"checkpoint {source}: {reason}; {remedy}")
 
 
 class HeadNotFoundError(CheckpointError):
@@ -136,10 +138,11 @@ class ExportError(OutputError):
 
 
 class OutputExistsError(ExportError, FileExistsError):
-    """The output folder of an export is there already."""
+    """The output folder of an export is there already, or it `appeared` while the export ran."""
 
-    def __init__(self, path: object) -> None:
-        super().__init__(f"{path} already exists; choose another output folder or replace it with --force")
+    def __init__(self, path: object, appeared: bool = False) -> None:
+        found = "appeared while the export ran, and is left as it is" if appeared else "already exists"
+        super().__init__(f"{path} {found}; choose another output folder or replace it with --force")
 
 
 class BackendError(EdgePRMError, RuntimeError):

@@ -14,7 +14,8 @@ from edge_prm.aggregate import AGGREGATES
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
 
 MANIFEST_NAME = "edge_prm.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 until 2026-11: `source.sha256` was over samples of the weights, and is no hash to compare with one of format 2."""
 HEAD_KINDS = ("sigmoid", "two_class", "token_class", "token_pair")
 INPUT_FORMATS = ("raw", "template", "pieces", "tagged")
 NEEDED_FILES = {
@@ -23,11 +24,13 @@ NEEDED_FILES = {
     "optimum": ("tokenizer.json", "model.onnx", "model.onnx.data"),
 }
 """backend -> files that its bundles must list: a file that is not listed is never verified."""
+_WITHIN = "within_tolerance"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from; `sha256` is over the checkpoint's own files, in the order of their names."""
+    """Where the weights came from; `sha256` is over all files of the checkpoint that decide its rewards, every byte of
+    them (see edge_prm.checkpoint_files.checkpoint_sha256)."""
 
     name: str
     revision: str | None
@@ -127,6 +130,14 @@ class Fidelity:
     tolerance: float
     stream_tolerance: float = 0.0
 
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether the bundle was as close to full precision as its recipe has to be, on the device that exported it.
+
+        In `edge_prm.json` it is `fidelity.within_tolerance`.
+        """
+        return self.max_difference <= self.tolerance
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -144,7 +155,10 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        return json.dumps({"format": "edge-prm", **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        data = {"format": "edge-prm", **asdict(self)}
+        if self.fidelity is not None:
+            data["fidelity"][_WITHIN] = self.fidelity.within_tolerance
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, place: object) -> Manifest:
@@ -161,8 +175,11 @@ class Manifest:
         if version > FORMAT_VERSION:
             raise BundleVersionError(place, version, FORMAT_VERSION)
         try:
+            marked = data["fidelity"].pop(_WITHIN, None) if isinstance(data.get("fidelity"), dict) else None
             manifest: Manifest = _typed(cls, data, "")
             _check(manifest)
+            if manifest.fidelity is not None and marked not in (None, manifest.fidelity.within_tolerance):
+                raise ValueError(f"fidelity.{_WITHIN} {reprlib.repr(marked)}")
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleIntegrityError(place, f"damaged manifest ({type(error).__name__}: {error})") from None
         return manifest

@@ -95,16 +95,20 @@ def is_locked(path: Path) -> bool:
         return not lock(file.fileno())
 
 
-def lock(descriptor: int) -> bool:
-    """Take the lock of an open file until it is closed; False when another process has it, or there are no locks."""
+def lock(descriptor: int) -> bool | None:
+    """Take the lock of an open file until it is closed.
+
+    False when another process has it, None where the system or the file system has no locks: a partial output is then
+    never taken for a leftover.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: partial files are left to the user there
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
 
 
@@ -112,8 +116,7 @@ def _locked_partial(target: Path) -> tuple[int, Path]:
     """A new partial file of `target`, open and locked."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=partial_prefix(target), dir=target.absolute().parent)
-        lock(descriptor)
-        if os.path.exists(name):  # another process may have removed it before it was locked
+        if lock(descriptor) is not False and os.path.exists(name):  # else another process took it for a leftover
             return descriptor, Path(name)
         os.close(descriptor)
 

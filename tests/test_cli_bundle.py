@@ -48,13 +48,64 @@ def test_check_says_in_one_sentence_that_kernels_can_be_trusted(bundle: Path) ->
     assert "can be trusted" in result.stdout
 
 
-def test_check_does_not_trust_other_rewards(own_bundle: Path) -> None:
-    edit_manifest(own_bundle, lambda fields: fields["golden"][0]["reference_rewards"].__setitem__(0, 0.0))
-    edit_manifest(own_bundle, lambda fields: fields["golden"][1]["reference_rewards"].__setitem__(0, 1.0))
+def shift(*names: str, by: float = 0.5) -> Callable[[dict], None]:
+    """Move the first reward of the first golden trajectory, as if another device or model had given it."""
+
+    def change(fields: dict) -> None:
+        for name in names:
+            rewards = fields["golden"][0][name]
+            rewards[0] += by if rewards[0] < 0.5 else -by
+
+    return change
+
+
+def test_check_blames_the_device_for_rewards_that_the_exporting_one_did_not_give(own_bundle: Path) -> None:
+    edit_manifest(own_bundle, shift("reference_rewards", "bundle_rewards"))  # there, both were elsewhere
     result = run("check", own_bundle)
     assert result.exit_code == 1
+    assert "The kernels of this device" in result.stdout
     assert "cannot be trusted" in result.stdout
-    assert "--reduce-range" in result.stdout
+    facts = json.loads(run("check", own_bundle, "--json").stdout)
+    assert (facts["trusted"], facts["verdict"]) == (False, "device")
+    assert facts["drift"] == pytest.approx(0.5)
+
+
+def test_check_blames_the_recipe_where_nothing_differs_from_the_exporting_device(own_bundle: Path) -> None:
+    edit_manifest(own_bundle, shift("reference_rewards"))
+    result = run("check", own_bundle)
+    assert result.exit_code == 1
+    assert "int8, is too coarse for its checkpoint" in result.stdout
+    assert "export the checkpoint" in result.stdout
+    assert "cannot be trusted" not in result.stdout
+    facts = json.loads(run("check", own_bundle, "--json").stdout)
+    assert (facts["trusted"], facts["verdict"], facts["drift"]) == (False, "recipe", 0)
+
+
+def test_check_blames_the_device_where_both_are_wrong(own_bundle: Path) -> None:
+    edit_manifest(own_bundle, shift("reference_rewards", by=0.5))
+    edit_manifest(own_bundle, shift("bundle_rewards", by=0.2))
+    assert json.loads(run("check", own_bundle, "--json").stdout)["verdict"] == "device"
+
+
+def test_check_trusts_a_device_that_is_right_where_the_exporting_one_was_not(own_bundle: Path) -> None:
+    edit_manifest(own_bundle, shift("bundle_rewards"))
+    result = run("check", own_bundle, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["verdict"] == "trusted"
+
+
+def test_check_blames_the_device_for_rewards_that_depend_on_how_they_are_asked_for(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_prm.session import Session
+
+    plain = Session.rewards.fget
+    monkeypatch.setattr(Session, "rewards", property(lambda self: tuple(r + 0.01 for r in plain(self))))
+    result = run("check", own_bundle, "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout)
+    assert facts["verdict"] == "device"
+    assert "step by step" in facts["sentence"]
 
 
 def test_check_finds_another_tokenizer(own_bundle: Path) -> None:

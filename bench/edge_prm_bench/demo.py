@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.demo.derivations import generate, plant_mistake
+from edge_prm.source import EMBEDDED
 from edge_prm_bench.results import Options
 
 SEED = 30_000_001  # none of these is trained on: the training seeds are below
@@ -30,11 +31,13 @@ def demo_pair(options: Options, progress: Any) -> Iterator[tuple[tuple[Path, ...
     with tempfile.TemporaryDirectory(prefix="edge-prm-bench-") as name:
         folder = Path(name)
         bundles = [
-            export("demo", folder / f"demo-int8{'-reduced' * reduced}", reduce_range=reduced, progress=progress)
+            export(
+                f"{EMBEDDED}demo", folder / f"demo-int8{'-reduced' * reduced}", reduce_range=reduced, progress=progress
+            )
             for reduced in (False, True)
         ]
         references = tuple(
-            export(source, folder / f"{source}-fp32", recipe="fp32", progress=progress)
+            export(f"{EMBEDDED}{source}", folder / f"{source}-fp32", recipe="fp32", progress=progress)
             for source in ("demo", "demo-reference")
         )
         data = options.data or (_derivations(folder / "derivations.jsonl"), _candidates(folder / "candidates.jsonl"))

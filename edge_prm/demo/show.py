@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_prm.demo.derivations import Derivation, generate, plant_mistake
 from edge_prm.prm import PRM, load
+from edge_prm.source import EMBEDDED
 from edge_prm.view import ranking_lines, score_lines
 
 SEED = 20_000_007  # examples that show what a judge does; how often it is right is measured on others, below
@@ -27,7 +28,9 @@ def run_demo(threads: int | None, progress: Any, show: Callable[[str], None]) ->
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="edge-prm-demo-") as folder:
         bundles = {
-            (name, recipe): export(name, Path(folder) / f"{name}-{recipe}", recipe=recipe, progress=progress)
+            (name, recipe): export(
+                f"{EMBEDDED}{name}", Path(folder) / f"{name}-{recipe}", recipe=recipe, progress=progress
+            )
             for name, recipe in (("demo", "int8"), ("demo", "fp32"), ("demo-reference", "fp32"))
         }
         prms = {key: load(bundle, threads=threads) for key, bundle in bundles.items()}

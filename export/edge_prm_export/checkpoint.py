@@ -1,13 +1,8 @@
-"""Read a checkpoint without torch: config, safetensors (one file or shards; fp32, fp16, bf16), one tensor at a time.
-
-Tensors are read, not mapped: pages of a mapped file count as the process's memory, and an export must fit in 3 GB.
-"""
+"""Read a checkpoint without torch: config, safetensors (one file or shards; fp32, fp16, bf16), one tensor at a time."""
 
 from __future__ import annotations
 
-import json
 import math
-import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.errors import CheckpointError, CheckpointNotFoundError, UnsupportedArchitectureError
-from edge_prm.source import checkpoint_sha256, find_checkpoint
+from edge_prm.checkpoint_files import CONFIG, check_files, checkpoint_sha256, read_json, reading
+from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
+from edge_prm.source import find_checkpoint
+from edge_prm_export.names import BARE, PREFIX, check_decoder, decoder_names, is_bare
+from edge_prm_export.safetensors_file import Entry, numpy_dtype, read_entries, read_values
+
+__all__ = ["Checkpoint", "DecoderConfig", "Qwen2Config", "open_checkpoint", "read_json"]
 
 HEAD_DIM_STEP = 16
 """ONNX Runtime's GroupQueryAttention takes heads whose size is a multiple of this."""
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -49,25 +47,24 @@ class Qwen2Config(DecoderConfig):
     rms_norm_eps: float
 
 
-@dataclass(frozen=True)
-class _Entry:
-    path: Path
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int
-
-
 class Checkpoint:
-    """A folder in the layout of transformers; tensors come as float32, in the names of the file."""
+    """A folder in the layout of transformers; tensors come as float32, in the names of transformers' language model.
+
+    Opening reads the config and the headers of the weights. Raises CheckpointError with a sentence of its own for
+    folders that are something else: adapters, quantized weights, other formats, files that were not downloaded.
+    """
 
     def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.raw_config = read_json(folder / "config.json", name)
+        check_files(folder, name)
+        self.raw_config = read_json(folder / CONFIG, name)
+        _check_full_precision(self.raw_config, name)
         self.model_type = str(self.raw_config.get("model_type"))
         self.config = _decoder_config(self.raw_config, name)
-        self._entries = _index(folder, name)
+        entries = read_entries(folder, name)
+        self._entries = _with_prefix(entries) if is_bare(entries) else entries
 
     @cached_property
     def qwen2(self) -> Qwen2Config:
@@ -78,6 +75,15 @@ class Checkpoint:
     def tensor_names(self) -> frozenset[str]:
         return frozenset(self._entries)
 
+    def check_decoder(self) -> None:
+        """CheckpointError unless all tensors of a Qwen2 decoder are there, in dtypes that are read, and no others.
+
+        Names and dtypes only: shapes are checked when a tensor is read.
+        """
+        check_decoder(self._entries, self.config.layers, self.name)
+        for name in decoder_names(self.config.layers):
+            numpy_dtype(self._entries[name], name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
@@ -86,7 +92,7 @@ class Checkpoint:
         if shape:
             self.check_shape(name, *shape)
         entry = self._entry(name)
-        return self._read(name, entry, 0, entry.shape)
+        return read_values(entry, name, 0, entry.shape)
 
     def check_shape(self, name: str, *shape: int) -> None:
         """CheckpointError when a tensor's shape is not `shape`; nothing is read."""
@@ -97,29 +103,28 @@ class Checkpoint:
             )
 
     def rows(self, name: str, start: int, end: int) -> npt.NDArray[np.float32]:
-        """Return rows `start` to `end` of a matrix as float32: for one too large to hold whole."""
+        """Return rows `start` to `end` of a matrix as float32: for one too large to hold at once."""
         entry = self._entry(name)
         width = int(np.prod(entry.shape[1:]))
-        return self._read(name, entry, start * width, (end - start, *entry.shape[1:]))
+        return read_values(entry, name, start * width, (end - start, *entry.shape[1:]))
 
-    def sha256(self) -> str:
+    def file(self, name: str) -> bytes:
+        """The bytes of a small file of the folder; CheckpointError when it cannot be read."""
+        with reading(self.folder / name):
+            return (self.folder / name).read_bytes()
+
+    @cached_property
+    def _sha256(self) -> str:
         return checkpoint_sha256(self.folder)
 
-    def _entry(self, name: str) -> _Entry:
+    def sha256(self) -> str:
+        """SHA-256 over all files that decide the rewards; see edge_prm.checkpoint_files. Computed once."""
+        return self._sha256
+
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise CheckpointError(f"checkpoint {self.name}: tensor {name} is missing from its safetensors files")
         return self._entries[name]
-
-    def _read(self, name: str, entry: _Entry, skip: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        count = int(np.prod(shape))
-        offset = entry.start + skip * entry.dtype.itemsize
-        values = np.fromfile(entry.path, dtype=entry.dtype, count=count, offset=offset)
-        if len(values) != count:
-            raise CheckpointError(f"{entry.path} ends before tensor {name} does; download it again")
-        result = values.astype(np.float32, copy=False).reshape(shape)
-        if not np.isfinite(result).all():
-            raise CheckpointError(f"checkpoint {self.name}: tensor {name} holds NaN or infinity")
-        return result
 
 
 def open_checkpoint(source: str, revision: str | None = None, *, native: bool = True) -> Checkpoint:
@@ -193,67 +198,21 @@ def _damage(name: str) -> Iterator[None]:
         ) from None
 
 
-def _index(folder: Path, name: str) -> dict[str, _Entry]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index, name).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map")
-        files = sorted({str(file) for file in weight_map.values()})
-    else:
-        files = ["model.safetensors"]
-    entries: dict[str, _Entry] = {}
-    for file in files:
-        path = folder / file
-        if Path(file).name != file or not path.is_file():
-            raise CheckpointNotFoundError(name, f"weight file {file} is missing (only safetensors are read)")
-        entries |= _header(path)
-    return entries
+def _with_prefix(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """A decoder that was saved by itself, in the names of a language model."""
+    return {PREFIX + name if name.startswith(BARE) else name: entry for name, entry in entries.items()}
 
 
-def _header(path: Path) -> dict[str, _Entry]:
-    """Parse a safetensors header: u64 length, JSON, then the tensors' bytes (github.com/huggingface/safetensors)."""
-    import ml_dtypes  # registers bfloat16 with numpy
-
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{path} is not a safetensors file, or is truncated; download it again")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
-            header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a damaged safetensors header; download it again")
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, info in header.items():
-        try:
-            start, end = info["data_offsets"]
-            shape = tuple(info["shape"])
-            dtype = np.dtype(ml_dtypes.bfloat16 if info["dtype"] == "BF16" else _DTYPES[info["dtype"]])
-            if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
-                raise ValueError("a place or a length that is no whole number")
-        except (KeyError, TypeError, ValueError):
-            found = reprlib.repr(info)
-            raise CheckpointError(f"{path}: tensor {name} is {found}; fp32, fp16 and bf16 are read") from None
-        if not start <= end <= size - 8 - length or end - start != math.prod(shape) * dtype.itemsize:
-            raise CheckpointError(f"{path} ends before tensor {name} does; download it again")
-        entries[name] = _Entry(path, dtype, shape, 8 + length + start)
-    return entries
-
-
-def read_json(path: Path, source: str) -> dict[str, Any]:
-    """Return the JSON object in a file of the checkpoint `source`; CheckpointError when there is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(source, f"{path.name} is missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return data
+def _check_full_precision(config: Mapping[str, Any], name: str) -> None:
+    """CheckpointError for weights that config.json says are quantized, or lie under a name of its own."""
+    if found := config.get("quantization_config"):
+        method = found.get("quant_method", "a method it does not name") if isinstance(found, dict) else found
+        raise CheckpointError(
+            f"checkpoint {name} is quantized ({method}, by its config.json); an export quantizes by itself: give the "
+            "original checkpoint in fp32, fp16 or bf16"
+        )
+    if file := config.get("transformers_weights"):
+        raise CheckpointError(
+            f"checkpoint {name}: config.json names a weight file of its own ({file}), and only model.safetensors or "
+            "its index are read; save the checkpoint again with save_pretrained"
+        )

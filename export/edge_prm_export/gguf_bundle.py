@@ -21,6 +21,7 @@ from edge_prm.errors import ExportError, UnsupportedArchitectureError
 from edge_prm.manifest import FileEntry, Recipe
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.compensate import compensate
+from edge_prm_export.gguf_metadata import check_tokenizer
 from edge_prm_export.golden import Job, Written, encode_texts, entry_of
 from edge_prm_export.head import RewardHead
 from edge_prm_export.more_texts import MORE
@@ -48,6 +49,7 @@ def write_model(job: Job) -> Written:
     folder, recipes, checkpoint, head, progress = job.folder, job.recipes, job.checkpoint, job.head, job.progress
     type_ = GGUF_TYPES[recipes[0].name.upper()]
     check_rows(checkpoint, recipes[0].name.upper())
+    check_tokenizer(checkpoint)
     own = () if type_.bits >= 16 else CALIBRATION if type_.direct else (*CALIBRATION, *MORE)
     texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own)]
     run = ReferenceRun(checkpoint, [text.ids for text in texts])

@@ -10,6 +10,7 @@ from typing import Any
 
 import edge_prm
 from edge_prm.encode import TOKENIZER_NAME
+from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
 from edge_prm_export.checkpoint import Checkpoint
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
@@ -76,6 +77,22 @@ def vocabulary(checkpoint: Checkpoint) -> dict[int, str]:
     return known | {int(token["id"]): token["content"] for token in data.get("added_tokens", ())}
 
 
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """UnsupportedArchitectureError for a tokenizer that a GGUF file of this model cannot hold."""
+    kind = _tokenizer_json(checkpoint)["model"].get("type", "BPE")
+    if kind != "BPE":
+        raise UnsupportedArchitectureError(
+            checkpoint.name, f"a {kind} tokenizer in a GGUF file", "byte-level BPE there, others without --gguf"
+        )
+
+
 def _tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((checkpoint.folder / TOKENIZER_NAME).read_text(encoding="utf-8"))
+    try:
+        data = json.loads(checkpoint.file(TOKENIZER_NAME).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        data = None
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise CheckpointError(f"{checkpoint.folder / TOKENIZER_NAME} is not a tokenizer; download it again")
     return data

@@ -18,7 +18,7 @@ from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.head import RewardHead
 from edge_prm_export.progress import Progress
-from edge_prm_export.recipes import STREAM_TOLERANCES, tolerance_of
+from edge_prm_export.recipes import EXACT, STREAM_TOLERANCES, tolerance_of
 
 Texts = tuple[tuple[str, tuple[str, ...]], ...]
 EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
@@ -75,7 +75,11 @@ def encode_golden(encoder: Encoder, texts: Texts, manifest: Manifest) -> Encoded
 def with_golden(
     folder: Path, manifest: Manifest, golden: EncodedTexts, written: Written, progress: Progress
 ) -> Manifest:
-    """Score the golden trajectories with the bundle in `folder`, and return its manifest with both kinds of rewards."""
+    """Score the golden trajectories with the bundle in `folder`, and return its manifest with both kinds of rewards.
+
+    Raises CheckpointError for rewards that are not finite, and for a bundle in full precision that is outside its
+    tolerance: it rounds nothing, so its graph computes something else than the checkpoint.
+    """
     scored = _bundle_rewards(Bundle(folder, manifest), [encoded for *_, encoded in golden], progress)
     differences = np.abs(np.concatenate(written.references) - np.concatenate(scored))
     if not np.isfinite(differences).all():
@@ -88,6 +92,12 @@ def with_golden(
         tolerance=tolerance_of(manifest.backend, manifest.recipe),
         stream_tolerance=STREAM_TOLERANCES[manifest.backend],
     )
+    if manifest.recipe.name in EXACT and not fidelity.within_tolerance:
+        raise CheckpointError(
+            f"checkpoint {manifest.source.name}: its bundle in full precision gives rewards that are up to "
+            f"{fidelity.max_difference:.4f} from {fidelity.reference} (limit {fidelity.tolerance:g}), so the exported "
+            "graph does not compute what the checkpoint does; nothing was written: please report the checkpoint"
+        )
     rows = zip(golden, written.references, scored, strict=True)
     return replace(
         manifest,

@@ -56,6 +56,7 @@ class GraphWriter:
         self._weights = weights
         self._nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
+        self._values: dict[str, tuple[str, tuple[int, ...], str]] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
 
@@ -67,23 +68,28 @@ class GraphWriter:
         self._outputs.append(_value_info(name, dtype, shape))
 
     def constant(self, name: str, value: Any, dtype: Any) -> str:
-        """A small constant, kept in the graph; the same name is the same constant."""
+        """A small constant, kept in the graph. ValueError for a name that has another value already."""
         from onnx import numpy_helper
 
-        if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.array(value, dtype=dtype), name)
+        values = np.array(value, dtype=dtype)
+        if not self._known(name, values):
+            self._initializers[name] = numpy_helper.from_array(values, name)
         return name
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
-        """A weight, written out at once."""
+        """A weight, written out at once, or not again under its name. ValueError for a name that has another value."""
         if values.nbytes <= _INLINE_BYTES:
             return self.constant(name, values, values.dtype)
+        if self._known(name, values):
+            return name
         streamed = self.stream(name, values.dtype, values.shape)
         streamed.write(values)
         return streamed.finish()
 
     def stream(self, name: str, dtype: Any, shape: tuple[int, ...]) -> _StreamedWeight:
-        """A weight too large to hold, written piece by piece."""
+        """A weight too large to hold, written piece by piece. ValueError for a name that has a value already."""
+        if name in self._initializers:
+            raise ValueError(f"weight {name!r} is in the graph already")
         return _StreamedWeight(self, name, np.dtype(dtype), shape)
 
     def node(
@@ -111,6 +117,17 @@ class GraphWriter:
         )
         model.ir_version = IR_VERSION
         return bytes(model.SerializeToString())
+
+    def _known(self, name: str, values: npt.NDArray[Any]) -> bool:
+        """Whether a name has this value already; ValueError when it has another one."""
+        digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+        value = (values.dtype.str, values.shape, digest)
+        if name not in self._initializers:
+            self._values[name] = value
+            return False
+        if self._values.get(name) != value:
+            raise ValueError(f"{name!r} is in the graph already, with another value")
+        return True
 
     def _refer(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
         from onnx import TensorProto, helper

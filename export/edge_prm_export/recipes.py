@@ -45,9 +45,11 @@ GGUF_RECIPES = {"int8": "Q8_0", "int4": "Q4_K_M", "fp16": "F16", "fp32": "F32"}
 ONNX_RECIPES = ("int8", "fp32")
 RECIPES = tuple(dict.fromkeys((*ONNX_RECIPES, *GGUF_RECIPES)))
 EXPORTERS = ("auto", "native", "optimum")
+EXACT = ("fp32",)
+"""Recipes that round nothing: outside its tolerance, such a bundle is a wrong graph and not a coarse recipe."""
 TOLERANCES = {"int8": 0.06, "fp32": 1e-3, **{name.lower(): type_.tolerance for name, type_ in GGUF_TYPES.items()}}
-"""Largest difference of a golden reward from full precision at which a device's kernels are trusted: several times what
-rounding alone gives, far below what saturating or broken kernels give. GGUF has a KV cache in fp16, even as F32."""
+"""Largest difference of a golden reward from full precision that a recipe may give on any device: several times what
+its rounding alone gives, far below what saturating or broken kernels give. GGUF has a KV cache in fp16, even as F32."""
 OPTIMUM_TOLERANCES = {"int8": 0.12, "fp32": 1e-3}
 """Its int8 is coarser: no rotation of the residual stream, no error compensation."""
 STREAM_TOLERANCES = {"onnx": 0.0, "gguf": 0.02, "optimum": 0.02}

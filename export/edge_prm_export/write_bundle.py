@@ -1,14 +1,13 @@
 """Checkpoint -> bundle folder: all of it, or nothing.
 
-Everything is written into a temporary folder beside the output, verified there, and renamed at the end. What is written
-is the business of `to_onnx` and `gguf_bundle`, and of `optimum_export` for what neither knows.
+Everything is written into a temporary folder next to the output, tried there, and renamed at the end. What is
+written is the business of `to_onnx` and `gguf_bundle`, and of `optimum_export` for what neither knows.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,15 @@ import numpy as np
 import edge_prm
 from edge_prm.aggregate import default_aggregate
 from edge_prm.bundle import stamp_files
+from edge_prm.check import saturated, too_coarse
 from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import InputError, MissingExtraError, UnsupportedArchitectureError
+from edge_prm.extras import check_extra
 from edge_prm.manifest import MANIFEST_NAME, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
-from edge_prm.source import DEFAULT_SOURCE
+from edge_prm.notices import ToleranceWarning
+from edge_prm.source import DEFAULT_SOURCE, name_of
 from edge_prm_export import gguf_bundle, optimum_export, to_onnx
-from edge_prm_export.atomic import atomic_folder, check_output, check_space
+from edge_prm_export.atomic import atomic_folder, check_output, check_space, remove_leftovers
 from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.golden import Job, encode_golden, entry_of, with_golden
 from edge_prm_export.head import RewardHead, read_head
@@ -32,15 +34,8 @@ from edge_prm_export.template import input_format
 from edge_prm_export.texts import GOLDEN
 
 WRITERS = {"onnx": to_onnx.write_model, "gguf": gguf_bundle.write_model, "optimum": optimum_export.write_model}
-NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
-    "onnx": {"export": ("onnx", "onnxruntime", "ml_dtypes", "threadpoolctl")},
-    "gguf": {"export": ("gguf", "ml_dtypes"), "gguf": ("llama_cpp",)},
-    "optimum": {
-        "export": ("onnx", "onnxruntime", "ml_dtypes"),
-        "optimum": ("optimum.exporters.onnx", "torch", "transformers"),
-    },
-}
-"""backend -> extra -> modules that its exports need; what only some need is asked for where they need it."""
+EXTRAS = {"onnx": ("export",), "gguf": ("export", "gguf"), "optimum": ("optimum",)}
+"""backend -> extras that its exports need."""
 
 
 def export(
@@ -63,7 +58,8 @@ def export(
 ) -> Path:
     """Export a checkpoint to an ONNX or GGUF bundle and return the bundle's folder.
 
-    `source`: a folder, a hub id, `demo` or `demo-reference`. `output`: by default a folder in the current one, named
+    `source`: a folder, a hub id, or the embedded `demo` or `demo-reference` (`./demo` for a folder of that name; a
+    folder of the hub's cache is named after its repository). `output`: by default a folder in the current one, named
     after checkpoint and recipe. `reduce_range`: 7-bit weights, for processors whose 8-bit kernels saturate. `gguf`: a
     bundle for llama.cpp; `gguf_type` is one of its types in place of a recipe, `rotate` rotates the residual stream
     before quantization (by default both ways are tried, and what is closer to full precision is kept). `exporter`:
@@ -74,8 +70,10 @@ def export(
     template), `between` stands between prompt and steps, `after_step` behind each tag but the last. Else `separator`
     is what the checkpoint closes a step with, where that is not the usual.
 
-    Raises CheckpointError, OutputExistsError, ExportError (disk full, not writable) or MissingExtraError; nothing
-    half-written is left behind.
+    Raises CheckpointError (also for a bundle in full precision that is outside its tolerance), OutputExistsError (also
+    for an output that appears while the export runs, unless `force`), ExportError (disk full, not writable, not enough
+    memory) or MissingExtraError; nothing half-written is left. What a killed export to the same output left is removed.
+    Warns with a ToleranceWarning, and keeps the bundle, when a quantized one is outside its tolerance.
     """
     if not gguf and (gguf_type is not None or rotate is not None):
         raise InputError("gguf_type and rotate are options of a GGUF bundle; ask for one with --gguf")
@@ -87,15 +85,18 @@ def export(
     recipes = gguf_recipes(recipe, gguf_type, rotate, reduce_range) if gguf else onnx_recipes(recipe, reduce_range)
     check_modules(backend)
     target = Path(output) if output is not None else default_output(source, backend, recipes[0])
+    remove_leftovers(target)
     check_output(target, force)
     checkpoint = open_checkpoint(source, revision, native=gguf or exporter == "native")
     if exporter == "auto" and not gguf:
         backend = choose_backend(checkpoint)
+    if checkpoint.model_type == "qwen2":  # transformers too would leave out what it has no place for
+        checkpoint.check_decoder()
     head = read_head(checkpoint, token_pair)
     form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
     check_space(target, needed_bytes(checkpoint, backend, recipes))
-    with atomic_folder(target) as folder:
-        shutil.copyfile(checkpoint.folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+    with atomic_folder(target, replace=force) as folder:
+        (folder / TOKENIZER_NAME).write_bytes(checkpoint.file(TOKENIZER_NAME))
         files = {TOKENIZER_NAME: entry_of(folder / TOKENIZER_NAME)}
         manifest = describe(checkpoint, head, form, backend, recipes[0], files)
         encoder = Encoder(folder / TOKENIZER_NAME, manifest)
@@ -104,7 +105,9 @@ def export(
         manifest = replace(manifest, recipe=written.recipe, files={**files, **written.files})
         manifest = with_golden(folder, manifest, golden, written, progress)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    stamp_files(target, manifest)
+        stamp_files(folder, manifest)
+    if manifest.fidelity is not None and not manifest.fidelity.within_tolerance:
+        warnings.warn(f"{target}: {too_coarse(manifest, saturated(manifest))}", ToleranceWarning, stacklevel=2)
     return target
 
 
@@ -125,22 +128,14 @@ def choose_backend(checkpoint: Checkpoint) -> str:
 
 def check_modules(backend: str) -> None:
     """MissingExtraError that names every module an export needs and does not find."""
-    for extra, modules in NEEDED[backend].items():
-        if missing := [name for name in modules if not _installed(name)]:
-            raise MissingExtraError(extra, missing)
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of a package around it
-        return False
+    for extra in EXTRAS[backend]:
+        check_extra(extra)
 
 
 def default_output(source: str, backend: str, recipe: Recipe) -> Path:
-    name = Path(source).resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    """A folder in the current one, named after checkpoint and recipe."""
     kind = "" if backend == "onnx" else f"-{backend}"
-    return Path(f"{name}{kind}-{recipe.name}" + ("-reduced" if recipe.reduce_range else ""))
+    return Path(f"{name_of(source)}{kind}-{recipe.name}" + ("-reduced" if recipe.reduce_range else ""))
 
 
 def needed_bytes(checkpoint: Checkpoint, backend: str, recipes: tuple[Recipe, ...]) -> int:
