@@ -45,9 +45,9 @@ def check_aggregate(name: str) -> str:
     return name
 
 
-def default_aggregate(head_kind: str) -> str:
-    """A sigmoid head's last reward is of the whole text; other heads judge each step by itself."""
-    return "last" if head_kind == "sigmoid" else "min"
+def default_aggregate(head_kind: str, input_format: str = "raw") -> str:
+    """A sigmoid head's last reward on a raw text is of all of it; every other judge rates each step by itself."""
+    return "last" if head_kind == "sigmoid" and input_format == "raw" else "min"
 
 
 def check_early_stop(name: str) -> None:

@@ -21,6 +21,7 @@ from edge_prm import __version__, interrupts
 from edge_prm import cli_options as option
 from edge_prm.cli_bench import bench
 from edge_prm.cli_rows import rank, score, show_rows
+from edge_prm.escapes import unescaped
 from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
 from edge_prm.progress import show_progress
 from edge_prm.source import DEFAULT_SOURCE
@@ -78,13 +79,21 @@ def main() -> None:
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for processors whose 8-bit kernels saturate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output folder (default: SOURCE-RECIPE here).")
 @click.option("--revision", help="Revision of a hub id.")
-@click.option("--separator", help="What closes a step, where that is not the checkpoint's usual: a token, text or tag.")
+@click.option(
+    "--separator", callback=unescaped,
+    help="Step separator: a token, text or tag (default: the checkpoint's); \\n and \\t are read.",
+)  # fmt: skip
 @click.option(
     "--good-token", help="No head: judge by the probability of this token (as it stands in the vocabulary) ..."
 )
 @click.option("--bad-token", help="... against this one.")
-@click.option("--between", help="With --good-token: text between prompt and steps (default: a blank).")
-@click.option("--after-step", help="With --good-token and --separator: text behind each tag (default: a newline).")
+@click.option(
+    "--between", callback=unescaped, help="With --good-token: text between prompt and steps (default: a blank)."
+)
+@click.option(
+    "--after-step", callback=unescaped,
+    help="With --good-token and --separator: text after each step tag (default: a newline).",
+)  # fmt: skip
 @click.option(
     "--exporter", type=click.Choice(("auto", "native", "optimum")), default="auto", show_default=True,
     help="optimum (needs torch) exports decoders that are not Qwen2.",
@@ -122,7 +131,8 @@ def export(
     if as_json:
         facts = {
             "bundle": str(folder), "bytes": size, "recipe": manifest.recipe.name, "rotated": manifest.recipe.rotated,
-            "backend": manifest.backend, "head": manifest.head.kind,
+            "backend": manifest.backend, "head": manifest.head.kind, "separator": manifest.input.separator,
+            "dated": manifest.input.dated or None,
         }  # fmt: skip
         facts |= {
             "mean_difference": fidelity.mean_difference, "max_difference": fidelity.max_difference,
@@ -130,11 +140,14 @@ def export(
         }  # fmt: skip
         click.echo(json.dumps(facts))
     else:
-        what = f"{manifest.recipe.name}, {manifest.head.kind} head, {size / 1e9:.2f} GB"
+        head = f"{manifest.head.kind} head, separator {manifest.input.separator!r}"
+        what = f"{manifest.recipe.name}, {head}, {size / 1e9:.2f} GB"
         click.echo(
             f"{folder}: {what}; {fidelity.rewards} golden rewards within "
             f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
         )
+    if dated := manifest.input.dated:
+        click.echo(f"Note: the chat template writes the date; the bundle keeps that of its export, {dated}", err=True)
     if not fidelity.within_tolerance:
         sys.exit(EXIT_SOME_FAILED)
 

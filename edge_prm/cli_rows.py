@@ -58,7 +58,7 @@ def score(
             place = f"candidate {index}" if record.several else ""
             try:
                 trajectory = candidate.trajectory(record.prompt, split, prm.separator)
-                notes = job.look_at(record, trajectory, candidate.steps, place)
+                notes = job.look_at(prm, record, trajectory, candidate.steps, place)
                 result = prm.score(trajectory, aggregate=aggregate)
             except InputError as error:
                 job.failed(record, str(error), place)
@@ -131,7 +131,7 @@ def _candidates(prm: PRM, record: Record, split: str, job: _Job) -> tuple[list[A
     for index, candidate in enumerate(record.candidates):
         try:
             trajectory = candidate.trajectory(record.prompt, split, prm.separator)
-            notes += job.look_at(record, trajectory, candidate.steps, f"candidate {index}")
+            notes += job.look_at(prm, record, trajectory, candidate.steps, f"candidate {index}")
             tried.append(trajectory)
         except InputError as error:
             tried.append(error)
@@ -159,14 +159,14 @@ class _Job:
         if self.strict:
             sys.exit(EXIT_BAD_INPUT)
 
-    def look_at(self, record: Record, trajectory: Trajectory, steps: object, part: str) -> list[str]:
+    def look_at(self, prm: PRM, record: Record, trajectory: Trajectory, steps: object, part: str) -> list[str]:
         """Count and return what is to be known about how a text was read; the first of a kind is pointed out."""
-        from edge_prm.split import end_token, other_split
+        from edge_prm.split import other_split
 
         notes = [f"left out: {note}" for note in record.notes]
         if trajectory.cut_at:
             notes.append(f"cut at {trajectory.cut_at}")
-        if token := end_token(trajectory.completion):
+        if token := prm.special_at_end(trajectory.completion):
             notes.append(f"the text ends with {token}, which is scored as text")
         self.left_out.update(notes)
         hint = other_split(steps, len(trajectory.steps)) if isinstance(steps, str) else ""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.errors import BundleIntegrityError, ContextLengthError
-from edge_prm.manifest import Manifest
+from edge_prm.errors import BundleIntegrityError, ContextLengthError, InputError
+from edge_prm.literal import open_literal
+from edge_prm.manifest import InputFormat, Manifest
 from edge_prm.trajectory import Trajectory
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 TOKENIZER_NAME = "tokenizer.json"
+END_TOKENS = (
+    *("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"),
+    *("<end_of_turn>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>"),
+)
+"""What generators end a text with. A judge that has no such token reads it as plain text."""
 
 
 @dataclass(frozen=True)
@@ -40,143 +41,146 @@ class Encoder:
     """Tokenizes the way the checkpoint's authors do, with one exception: text from the user is plain text, so a
     literal `<|im_start|>` or `<extra_0>` in it never becomes a special token.
 
-    Safe to use from several threads.
+    Safe to use from several threads. Raises BundleIntegrityError for a file that is no tokenizer, or not the model's.
     """
 
     def __init__(self, tokenizer_file: Path, manifest: Manifest) -> None:
-        from tokenizers import Tokenizer
+        self._open(tokenizer_file, manifest.input, manifest.context_length, manifest.architecture.vocabulary)
 
-        try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleIntegrityError(tokenizer_file, f"not a tokenizer ({error})") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.post_processor = None  # it adds special tokens, never wanted, and may trim blanks off offsets
-        self._format = manifest.input
-        self._context_length = manifest.context_length
+    @classmethod
+    def of_format(cls, tokenizer_file: Path, form: InputFormat, context_length: int, vocabulary: int) -> Encoder:
+        """An encoder before there is a manifest; `vocabulary` is the count of tokens that the model knows."""
+        encoder = cls.__new__(cls)
+        encoder._open(tokenizer_file, form, context_length, vocabulary)
+        return encoder
+
+    def _open(self, tokenizer_file: Path, form: InputFormat, context_length: int, vocabulary: int) -> None:
+        # Blank lines of a raw text are the user's, and no piece of ours.
+        pieces = (form.before, form.between, form.after, "" if form.format == "raw" else form.separator)
+        self._literal = literal = open_literal(tokenizer_file, pieces, form.bos_id)
+        self._tokenizer = literal.tokenizer
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        if size > manifest.architecture.vocabulary:
-            raise BundleIntegrityError(
-                tokenizer_file, f"it has {size} tokens and the model {manifest.architecture.vocabulary}"
-            )
-        self._special = sorted(
-            (
-                (token.content, id_)
-                for id_, token in self._tokenizer.get_added_tokens_decoder().items()
-                if token.special
-            ),
-            key=lambda pair: -len(pair[0]),
-        )
-        self._tokenizer.encode_special_tokens = True  # despite its name: special tokens in the text are plain text
-        self._before = list(self._parts(self._format.before))
-        self._between = list(self._parts(self._format.between))
-        self._after, self._separator = list(self._parts(self._format.after)), list(self._parts(self._format.separator))
-        self._separator_ids = self._literal(self._format.separator) if self._format.format == "pieces" else []
+        if size > vocabulary:
+            raise BundleIntegrityError(tokenizer_file, f"it has {size} tokens and the model {vocabulary}")
+        self._format = form
+        self._context_length = context_length
+        before, between, after, separator = map(literal.named, pieces)
+        self._named = replace(form, before=before, between=between, after=after, separator=separator)
+        self._first = [] if form.bos_id is None else [form.bos_id]
+        self._separator_ids = self._ids(separator) if form.format == "pieces" else []
+
+    @property
+    def separator_text(self) -> str | None:
+        """The text that closes a step in a text made for this judge; see InputFormat.separator_text."""
+        return self._format.separator_text
+
+    def special_at_end(self, text: str) -> str | None:
+        """Return the token at the end of a text (white space aside) that a generator left there, such as `<|im_end|>`;
+        None when there is none. It is scored as plain text. The format's own separator is not looked for."""
+        bare = text.rstrip()
+        known = {*END_TOKENS, *self._literal.special} - {self._format.separator, (self.separator_text or "").strip()}
+        return max((token for token in known if token and bare.endswith(token)), key=len, default=None)
 
     def encode(self, trajectory: Trajectory) -> Encoded:
-        """Return ids and read positions; ContextLengthError when the ids outgrow the model's context."""
-        ids, read_at = getattr(self, f"_encode_{self._format.format}")(trajectory)
-        if len(ids) > self._context_length:
-            raise ContextLengthError(len(ids), self._context_length)
-        return Encoded(np.array(ids, dtype=np.int64), tuple(read_at))
+        """Return ids and read positions, before any model work.
 
-    def _encode_raw(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
-        """One string; a step is read at the token that holds the last character of its text and separator."""
-        encoding = self._tokenizer.encode(trajectory.prompt + trajectory.completion, add_special_tokens=False)
+        Raises ContextLengthError when the ids outgrow the model's context, and InputError for text that the
+        checkpoint's chat template would rewrite, or that becomes a token which the format puts in by itself.
+        """
+        self._check_refused(trajectory)
+        encode = self._encode_pieces if self._format.format == "pieces" else self._encode_run
+        encoded = encode(trajectory)
+        if len(encoded.ids) > self._context_length:
+            raise ContextLengthError(len(encoded.ids), self._context_length)
+        return encoded
+
+    def _encode_run(self, trajectory: Trajectory) -> Encoded:
+        """One text; a step is read at the token that holds the last character of its separator."""
+        text, begin, ends = compose(self._named, trajectory)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
-        ends = []
-        end = len(trajectory.prompt) + len(trajectory.lead)
-        for step in trajectory.steps:
-            end += len(step.text) + len(step.separator)
-            ends.append(end)
-        first = [] if self._format.bos_id is None else [self._format.bos_id]
-        return first + encoding.ids, (np.searchsorted(starts, ends, side="left") - 1 + len(first)).tolist()
+        ids = np.array(self._first + encoding.ids, dtype=np.int64)
+        self._check_literal(ids, text)
+        read_at = np.searchsorted(starts, ends, side="left") - 1 + len(self._first)
+        start = int(np.searchsorted(starts, begin, side="right")) - 1 + len(self._first)
+        return Encoded(ids, tuple(read_at.tolist()), start)
 
-    def _encode_template(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
-        """Template pieces may hold special tokens; the text between two of them is tokenized as one run."""
-        separator = self._format.separator_id
-        assert separator is not None, "the exporter writes it for every template"
-        ids: list[int] = []
-        read_at: list[int] = []
-        run = ""
-        parts: list[str | int] = [*self._before, trajectory.prompt, *self._between]
-        for step in trajectory.steps:
-            parts += [step.text, separator]
-        for part in parts:
-            if isinstance(part, str):
-                run += part
-                continue
-            ids += self._plain(run)
-            run = ""
-            ids.append(part)
-        # The separators are the last special tokens, one for each step; find their positions by counting back.
-        position = len(ids)
-        for step in reversed(trajectory.steps):
-            position -= 1
-            read_at.append(position)
-            position -= len(self._plain(step.text))
-        return ids, read_at[::-1]
-
-    def _encode_tagged(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
-        """As judges that answer with a token are asked: what stands between two special tokens is one run of text."""
-        ids: list[int] = [] if self._format.bos_id is None else [self._format.bos_id]
-        read_at: list[int] = []
-        run, ends = "", []
-        last = len(trajectory.steps) - 1
-        parts: list[str | int | None] = [*self._before, trajectory.prompt, *self._between]  # None: read here
-        for index, step in enumerate(trajectory.steps):
-            parts += [step.text, *self._separator, None, *(self._after if index < last else ())]
-        for part in [*parts, -1]:
-            if isinstance(part, str):
-                run += part
-            elif part is None:
-                ends.append(len(run))
-            else:
-                read_at += self._extend(ids, run, ends)
-                run, ends = "", []
-                ids.append(part)
-        return ids[:-1], read_at
-
-    def _extend(self, ids: list[int], run: str, ends: list[int]) -> list[int]:
-        """Append a run of plain text to `ids`; return where in `ids` the tokens stand that hold its first `ends`
-        characters' last one. An end of zero stands for the token before the run."""
-        encoding = self._tokenizer.encode(run, add_special_tokens=False) if run else None
-        starts = [] if encoding is None else [start for start, _ in encoding.offsets]
-        places = [len(ids) - 1 + int(np.searchsorted(starts, end, side="left")) for end in ends]
-        ids += [] if encoding is None else encoding.ids
-        return places
-
-    def _encode_pieces(self, trajectory: Trajectory) -> tuple[Sequence[int], Sequence[int]]:
+    def _encode_pieces(self, trajectory: Trajectory) -> Encoded:
         """As TRL's PRMTrainer tokenizes: prompt, then each step and the separator, every piece on its own."""
-        ids = [] if self._format.bos_id is None else [self._format.bos_id]
-        ids += self._plain(trajectory.prompt)
-        read_at = []
+        text = self._named.before + trajectory.prompt + self._named.between
+        ids = self._first + self._ids(text)
+        start, read_at = len(ids), []
         for step in trajectory.steps:
-            ids += self._plain(step.text) + self._separator_ids
+            ids += self._ids(step.text) + self._separator_ids
             read_at.append(len(ids) - 1)
-        return ids, read_at
+        made = np.array(ids, dtype=np.int64)
+        self._check_literal(made, text + self._named.separator * len(trajectory.steps))
+        return Encoded(made, tuple(read_at), start)
 
-    def _plain(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def _literal(self, piece: str) -> list[int]:
-        """Ids of a piece of the manifest, special tokens included."""
-        ids: list[int] = []
-        for part in self._parts(piece):
-            ids += self._plain(part) if isinstance(part, str) else [part]
-        return ids
+    def _check_refused(self, trajectory: Trajectory) -> None:
+        for marker in self._format.refused:
+            steps = [(f"step {index}", step.text) for index, step in enumerate(trajectory.steps)]
+            for place, text in [("prompt", trajectory.prompt), *steps]:
+                if marker in text:
+                    raise InputError(
+                        f"{place} holds {marker!r}, and this checkpoint's chat template rewrites such text; "
+                        "take it out, or score the part of the text without it"
+                    )
 
-    def _parts(self, piece: str) -> Iterator[str | int]:
-        """Split a template piece at its special tokens, which become ids."""
-        while piece:
-            at, token, id_ = min(
-                ((piece.find(token), token, id_) for token, id_ in self._special if token in piece),
-                default=(len(piece), "", -1),
-                key=lambda found: found[0],
-            )
-            if at:
-                yield piece[:at]
-            if token:
-                yield id_
-            piece = piece[at + len(token) :]
+    def _check_literal(self, ids: npt.NDArray[np.int64], text: str) -> None:
+        """InputError when the text of the user became a token of the format by a way that no other name prevents."""
+        for token, id_ in self._literal.ids.items():
+            name = self._literal.names.get(token)
+            wanted = (text.count(name) if name else 0) + self._first.count(id_)
+            if (found := int(np.count_nonzero(ids == id_))) != wanted:
+                raise InputError(
+                    f"the text becomes the token {token!r} {found - wanted} times, and only the format may put it in; "
+                    "take what looks like it out of the text"
+                )
+
+
+def compose(form: InputFormat, trajectory: Trajectory) -> tuple[str, int, list[int]]:
+    """Return the text of a `raw`, `template` or `tagged` format, where in it the first step begins, and where each
+    step's separator ends."""
+    ends: list[int] = []
+    if form.format == "raw":
+        text = trajectory.prompt + trajectory.lead
+        begin = len(text)
+        for step in trajectory.steps:
+            text += step.text + step.separator
+            ends.append(len(text))
+        return text, begin, ends
+    prompt, steps = _trimmed(form, trajectory)
+    text = form.before + prompt + form.between
+    begin = len(text)
+    for index, bare in enumerate(steps):
+        text += (form.after if index else "") + bare + form.separator
+        ends.append(len(text))
+    return text, begin, ends
+
+
+def _trimmed(form: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
+    """Prompt and steps without the white space that the chat template takes off the messages that they are in."""
+    prompt, steps = trajectory.prompt, [step.text for step in trajectory.steps]
+    if form.format == "template":  # the prompt is a message, and all steps are another
+        return trim(prompt, form.trim_user), [_trim_side(steps[0], form.trim_assistant, "left"), *steps[1:]]
+    # each step is a message of the user; the first begins with the prompt
+    first = _trim_side(steps[0], form.trim_user, "right")
+    return _trim_side(prompt, form.trim_user, "left"), [first, *(trim(step, form.trim_user) for step in steps[1:])]
+
+
+def trim(text: str, how: str) -> str:
+    """Take white space (or newlines only) off a text, as Python's strip does; `how` is one of TRIMS."""
+    return _trim_side(_trim_side(text, how, "left"), how, "right")
+
+
+def _trim_side(text: str, how: str, side: str) -> str:
+    """What `how` does to one side of a text."""
+    sides, _, only = how.partition("-")
+    if sides not in (side, "both"):
+        return text
+    characters = "\n" if only else None
+    return text.lstrip(characters) if side == "left" else text.rstrip(characters)

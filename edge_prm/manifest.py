@@ -15,9 +15,11 @@ from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVer
 
 MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 2
-"""1 until 2026-11: `source.sha256` was over samples of the weights, and is no hash to compare with one of format 2."""
+"""2: `input` has trim_user, trim_assistant, refused and dated, and `fidelity` more, which a reader of format 1 does not
+know. In format 1, `source.sha256` was over samples of the weights, and is no hash to compare with one of format 2."""
 HEAD_KINDS = ("sigmoid", "two_class", "token_class", "token_pair")
 INPUT_FORMATS = ("raw", "template", "pieces", "tagged")
+TRIMS = ("", *(f"{side}{what}" for side in ("left", "right", "both") for what in ("", "-newlines")))
 NEEDED_FILES = {
     "onnx": ("tokenizer.json", "model.onnx", "model.onnx.data"),
     "gguf": ("tokenizer.json", "model.gguf"),
@@ -67,9 +69,16 @@ class InputFormat:
 
     `raw`: one string, prompt and completion with nothing between them; a step is read at the token that closes it.
     `template`: before + prompt + between + (step + separator token)...; a step is read at its separator token.
-    `pieces`: prompt, steps and separators tokenized one by one; a step is read at its separator's last token.
+    `pieces`: before + prompt + between, steps and separators, each tokenized by itself; a step is read at its
+    separator's last token.
     `tagged`: before + prompt + between + (step + separator) with `after` between them, one run of text but for special
     tokens in these pieces; a step is read at the token that ends its separator.
+
+    `trim_user` and `trim_assistant` (left, right, both or ""; left-newlines and so on for newlines only): white space
+    that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps
+    (assistant); of a `tagged` chat, each step is one of the user, and the first begins with the prompt. `refused`:
+    strings that the chat template would rewrite; a text that holds one is an InputError. `dated`: the date of the
+    export, when the chat template writes the date.
     """
 
     format: str
@@ -79,11 +88,20 @@ class InputFormat:
     between: str = ""
     after: str = ""
     bos_id: int | None = None
+    trim_user: str = ""
+    trim_assistant: str = ""
+    refused: tuple[str, ...] = ()
+    dated: str = ""
 
     @property
     def separator_text(self) -> str | None:
-        """What closes a step, where people write it into completions: `<extra_0>`, ` ки`; else None."""
-        return self.separator if self.format in ("template", "tagged") else None
+        """The text that closes a step in a completion made for this judge, such as `<extra_0>` or ` ки`.
+
+        None where it is blank lines (a raw text, TRL's newline), or the turns of a chat, which no completion holds.
+        """
+        if self.format == "raw" or not self.separator.strip() or (self.format == "tagged" and self.before):
+            return None
+        return self.separator
 
 
 @dataclass(frozen=True)
@@ -221,6 +239,8 @@ def _check(manifest: Manifest) -> None:
         ("input format", form.format, form.format in INPUT_FORMATS),
         ("separator_id", form.separator_id, form.format != "template" or form.separator_id is not None),
         ("separator", form.separator, form.separator),
+        ("trim", (form.trim_user, form.trim_assistant), {form.trim_user, form.trim_assistant} <= {*TRIMS}),
+        ("refused", form.refused, all(form.refused)),
         ("token ids", ids, all(0 <= id_ < architecture.vocabulary for id_ in ids)),
         ("golden", manifest.golden, all(_equally_long(golden) for golden in manifest.golden)),
         *((name, size, size > 0) for name, size in sizes.items()),

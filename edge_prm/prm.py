@@ -196,6 +196,10 @@ class PRM:
         """The text that closes a step in this bundle's format, where a completion may hold it; None elsewhere."""
         return self.manifest.input.separator_text
 
+    def special_at_end(self, text: str) -> str | None:
+        """The end-of-text token that a generator left at the end of a text, such as `<|im_end|>`; None without one."""
+        return self._encoder.special_at_end(text)
+
     def session(self, prompt: str) -> Session:
         """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
         check_prompt(prompt)

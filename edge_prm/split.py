@@ -197,19 +197,6 @@ def other_split(text: str, steps: int) -> str:
     return f"--split lines would give {count}" if count > 1 else ""
 
 
-END_TOKENS = (
-    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<|end|>",
-    "<｜end▁of▁sentence｜>", "<|return|>",
-)  # fmt: skip
-"""Tokens that a model ends its text with, and that a text should not hold any more."""
-
-
-def end_token(text: str) -> str:
-    """The end-of-text token that a text ends with; "" where there is none."""
-    tail = text.rstrip()
-    return next((token for token in END_TOKENS if tail.endswith(token)), "")
-
-
 def shown(value: object) -> str:
     """A value as an error message shows it: short, whatever it is."""
     text = repr(value)

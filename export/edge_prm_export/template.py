@@ -1,21 +1,30 @@
-"""From a checkpoint's conventions to the manifest's InputFormat: the chat template is rendered once, here."""
+"""From a checkpoint's conventions to the manifest's InputFormat: the chat template is rendered here, and never again.
+
+What the manifest says is then compared with what the template gives for many texts: a template that does more with a
+message than to take white space off its ends is refused, or the strings that it looks for are.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from edge_prm.errors import CheckpointError, InputError, MissingExtraError
+from edge_prm.encode import TOKENIZER_NAME, trim
+from edge_prm.errors import CheckpointError, InputError
 from edge_prm.manifest import InputFormat
 from edge_prm.split import STEP_SEPARATOR
-from edge_prm_export.checkpoint import Checkpoint, read_json
-from edge_prm_export.vocabulary import leading_id, open_tokenizer, token_id
+from edge_prm_export.chat import Chat, open_chat
+from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.head import VALUE_HEAD
+from edge_prm_export.probe import check_chat, check_stream, find_trim
+from edge_prm_export.vocabulary import bos_id, check_settings, leading_id, open_tokenizer, token_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STEP_TOKEN = "<extra_0>"
 TRL_SEPARATOR = "\n"
+VALUE_SEPARATOR = "\n"
 _USER = "edge-prm-user-3f1c"
 _ASSISTANT = "edge-prm-assistant-3f1c"
 _USER_AGAIN = "edge-prm-again-3f1c"
@@ -36,7 +45,7 @@ def input_format(
     a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has
     none to choose. For a `token_pair`, `between` stands between prompt and steps and `after` behind each tag but the
     last; in a chat, `answer` is what the assistant says of a good step. Raises CheckpointError, also for a tokenizer
-    that is missing, damaged or not the model's.
+    that is missing, damaged or not the model's, and for conventions that a bundle cannot reproduce token by token.
     """
     if head_kind != "token_pair" and (between is not None or after is not None):
         raise InputError(
@@ -45,19 +54,53 @@ def input_format(
     if separator == "":
         raise InputError("separator is empty; give the text or the token that closes a step, or leave the option out")
     tokenizer = open_tokenizer(checkpoint)
-    if head_kind == "sigmoid":
+    check_settings(checkpoint, tokenizer)
+    if head_kind == "sigmoid" and VALUE_HEAD in checkpoint.tensor_names:
+        form = _valued(checkpoint, tokenizer, separator)
+    elif head_kind == "sigmoid":
         if separator not in (None, STEP_SEPARATOR):
             raise CheckpointError(f"separator {separator!r}: a sigmoid head reads steps at blank lines")
-        return InputFormat("raw", STEP_SEPARATOR, bos_id=leading_id(checkpoint, tokenizer))
-    if head_kind == "token_pair":
-        return _tagged(checkpoint, tokenizer, separator, between, after, answer)
-    if head_kind == "token_class":
-        bos = _tokenizer_config(checkpoint).get("bos_token")
-        bos_id = None if bos is None else token_id(checkpoint, tokenizer, _content(bos))
-        return InputFormat("pieces", separator or TRL_SEPARATOR, bos_id=bos_id)
-    step_token = separator or STEP_TOKEN
-    before, between, _ = _render(checkpoint, _USER, _ASSISTANT)
-    return InputFormat("template", step_token, token_id(checkpoint, tokenizer, step_token), before, between)
+        form = InputFormat("raw", STEP_SEPARATOR, bos_id=leading_id(checkpoint, tokenizer))
+    elif head_kind == "token_pair":
+        form = _tagged(checkpoint, tokenizer, separator, between, after, answer)
+    elif head_kind == "token_class":
+        form = InputFormat("pieces", separator or TRL_SEPARATOR, bos_id=bos_id(checkpoint, tokenizer))
+    else:
+        form = _templated(checkpoint, tokenizer, separator or STEP_TOKEN)
+    check_stream(checkpoint.name, checkpoint.folder / TOKENIZER_NAME, form, checkpoint.config.vocabulary, tokenizer)
+    return form
+
+
+def _templated(checkpoint: Checkpoint, tokenizer: Tokenizer, separator: str) -> InputFormat:
+    """Qwen2.5-Math-PRM's way: the prompt is the user's message, steps with their separators are the assistant's."""
+    separator_id = token_id(checkpoint, tokenizer, separator)
+    chat = open_chat(checkpoint)
+    before, between, _ = _pieces(chat, _USER, _ASSISTANT)
+    form = InputFormat("template", separator, separator_id, before, between)
+    form = replace(
+        form,
+        trim_user=find_trim(chat, 0, [_USER, _ASSISTANT]),
+        trim_assistant=find_trim(chat, 1, [_USER, _ASSISTANT]),
+    )
+    return check_chat(chat, form)
+
+
+def _valued(checkpoint: Checkpoint, tokenizer: Tokenizer, separator: str | None) -> InputFormat:
+    """Skywork-o1-Open-PRM's way (prepare_input of skywork-o1-prm-inference): bos_token + problem + newline, then each
+    step and a newline, every piece tokenized by itself; the last token of the newline is read."""
+    if leading_id(checkpoint, tokenizer) is not None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name}: its tokenizer puts a token before every text, and with a {VALUE_HEAD} each "
+            "step is a text; whether the model was trained so is not known"
+        )
+    chosen = separator or VALUE_SEPARATOR
+    if len(tokenizer.encode(chosen, add_special_tokens=False).ids) != 1:
+        raise CheckpointError(
+            f"separator {chosen!r} is not one token of {checkpoint.name}, and a {VALUE_HEAD} reads a step at one; "
+            "name another with --separator"
+        )
+    first = bos_id(checkpoint, tokenizer)
+    return InputFormat("pieces", chosen, between="\n", bos_id=first)
 
 
 def _tagged(
@@ -72,15 +115,22 @@ def _tagged(
     if separator is not None:
         after = "\n" if after is None else after
         _check_tag(tokenizer, separator, after)
-        bos_id = leading_id(checkpoint, tokenizer)
-        return InputFormat("tagged", separator, between=between, after=after, bos_id=bos_id)
+        first = leading_id(checkpoint, tokenizer)
+        return InputFormat("tagged", separator, between=between, after=after, bos_id=first)
     if after is not None:
         raise InputError(
             "after_step goes with separator; without one, the chat template says what stands between steps"
         )
     # the answer to an earlier step stands in the text of the next one, as in training
-    before, opening, rest = _render(checkpoint, _USER, _ASSISTANT, _USER_AGAIN)
-    return InputFormat("tagged", opening, before=before, between=between, after=answer + rest)
+    chat = open_chat(checkpoint)
+    messages = [_USER, _ASSISTANT, _USER_AGAIN]
+    before, opening, rest = _pieces(chat, *messages)
+    if (answer_id := tokenizer.token_to_id(answer)) is not None:  # a piece of the vocabulary: `Ġ+` is said as ` +`
+        answer = tokenizer.decode([answer_id], skip_special_tokens=False)
+    answer = trim(answer, find_trim(chat, 1, messages))
+    form = InputFormat("tagged", opening, before=before, between=between, after=answer + rest)
+    form = replace(form, trim_user=find_trim(chat, 2, messages))
+    return check_chat(chat, form, answer)
 
 
 def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
@@ -95,70 +145,16 @@ def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
         )
 
 
-def _render(checkpoint: Checkpoint, *contents: str) -> list[str]:
+def _pieces(chat: Chat, *contents: str) -> list[str]:
     """Render messages of user and assistant in turn; return what stands before each of their contents, and "" where
     there is no third."""
-    try:
-        from jinja2.exceptions import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise MissingExtraError("export", ["jinja2"]) from None
-    config = _tokenizer_config(checkpoint)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-    tokens = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-    template = _chat_template(checkpoint, config)
-    try:
-        text = environment.from_string(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=False, **tokens
-        )
-    except Exception as error:  # besides TemplateError, anything that an expression in a template can raise
-        raise CheckpointError(f"checkpoint {checkpoint.name}: its chat template cannot be rendered ({error})") from None
+    text = chat.render(list(contents))
     pieces = []
     for content in contents:
         piece, found, text = text.partition(content)
         if not found or content in text:
             raise CheckpointError(
-                f"checkpoint {checkpoint.name}: its chat template does not show user and assistant once, in this order"
+                f"checkpoint {chat.name}: its chat template does not show user and assistant once, in this order"
             )
         pieces.append(piece)
     return [*pieces, ""][:3]
-
-
-def _chat_template(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
-    path = checkpoint.folder / "chat_template.jinja"
-    template = _text(path) if path.is_file() else config.get("chat_template")
-    if isinstance(template, list):  # several named templates: transformers takes the one named default
-        named = [entry for entry in template if isinstance(entry, dict)]
-        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
-    if not isinstance(template, str):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name} has no chat template, and a two-class head is read through it"
-        )
-    return template
-
-
-def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / "tokenizer_config.json"
-    return read_json(path, checkpoint.name) if path.exists() else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CheckpointError(f"{path} cannot be read ({reason}); download it again") from None
-
-
-def _content(token: Any) -> str:
-    """A special token of tokenizer_config.json: a string, or an object with `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""

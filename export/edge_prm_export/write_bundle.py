@@ -174,7 +174,7 @@ def describe(
             vocabulary=config.vocabulary,
             intermediate=config.intermediate,
         ),
-        head=Head(head.kind, default_aggregate(head.kind), head.tokens),
+        head=Head(head.kind, default_aggregate(head.kind, form.format), head.tokens),
         input=form,
         context_length=config.context_length,
         recipe=recipe,
