@@ -134,7 +134,8 @@ def _check_complete(name: str, model: Any, info: dict[str, Any], logits: bool) -
             f"checkpoint {name} lacks {_named(missing)}, which {type(model).__name__} needs; missing weights would be "
             "random: download the checkpoint again, or save it with all of them"
         )
-    mismatched = [f"{key} {list(found)} for {list(wanted)}" for key, found, wanted in info["mismatched_keys"]]
+    # names, or (name, its shape, the model's): releases differ
+    mismatched = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     if mismatched:
         raise CheckpointError(
             f"checkpoint {name} has tensors of another shape than config.json says: {_named(mismatched)}"
