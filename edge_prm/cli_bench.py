@@ -14,10 +14,12 @@ from edge_prm.progress import show_progress
 
 if TYPE_CHECKING:
     from edge_prm_bench.results import Options, Results
+    from edge_prm_bench.torch_model import Described
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 _LENGTHS = "128,512,2048"
+_EXIT_SOME_FAILED = 1
 
 
 class _SuiteByDefault(click.Group):
@@ -139,7 +141,7 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
 @bench.command()
 @click.argument("source")
 @click.argument("data", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The file to write; one that was begun is finished.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The file to write; an interrupted run is resumed.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first traces.")
 @click.option(
     "--split", default="auto", show_default=True, metavar="auto|blank|lines|REGEX", help="What separates steps."
@@ -151,28 +153,89 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
     "--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where torch runs."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Texts in one run.")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--separator", help="What closes a step, as in `edge-prm export`.")
+@click.option("--good-token", help="No head: judge by the probability of this token, as in `edge-prm export` ...")
+@click.option("--bad-token", help="... against this one.")
+@click.option("--between", help="With --good-token: text between prompt and steps (default: a blank).")
+@click.option("--after-step", help="With --good-token and --separator: text after each tag (default: a newline).")
 @_threads
 def reference(
     source: str, data: Path, output: Path, limit: int | None, split: str, dtype: str, device: str, batch_size: int,
-    threads: int | None,
+    revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None, between: str | None,
+    after_step: str | None, threads: int | None,
 ) -> None:  # fmt: skip
     """Score DATA once with a full-precision checkpoint in torch.
 
-    SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`. A run that was stopped goes on
-    where it was: nothing is lost, nothing is scored twice.
+    SOURCE is a folder, a hub id, or one of the embedded `demo` and `demo-reference`. It is described as in
+    `edge-prm export`, so that the reference reads the same text as the bundle. An interrupted run is resumed: nothing
+    is lost, nothing is scored twice. Exit code 1 when a trace was not scored.
     """
+    from edge_prm.errors import InputError
     from edge_prm_bench.data import read_data
     from edge_prm_bench.reference import make_reference
 
+    if (good_token is None) != (bad_token is None):
+        raise InputError("--good-token and --bad-token go together: the probability of one against the other")
+    pair = (good_token, bad_token) if good_token is not None and bad_token is not None else None
+    rows = read_data(data, limit=limit, split=split)
     made = make_reference(
-        source, read_data(data, limit=limit, split=split), output, dtype=dtype, device=device, batch_size=batch_size,
-        threads=threads, progress=show_progress,
+        _described(source, revision, pair, separator, between, after_step), rows, output, dtype=dtype, device=device,
+        batch_size=batch_size, threads=threads, progress=show_progress,
     )  # fmt: skip
     skipped = [row for row in made.rows if row.rewards is None]
     for row in skipped:
         click.echo(f"not scored: {row.id}: {row.skipped}", err=True)
     facts = {"reference": str(output), "traces": len(made.rows), "not_scored": len(skipped)}
     click.echo(json.dumps(facts | {"tokens": sum(row.tokens for row in made.rows)}))
+    if skipped:
+        click.get_current_context().exit(_EXIT_SOME_FAILED)
+
+
+def _described(
+    source: str, revision: str | None, pair: tuple[str, str] | None, separator: str | None, between: str | None,
+    after_step: str | None,
+) -> Described:  # fmt: skip
+    """A checkpoint as the exporter describes it: the benchmark itself never imports the exporter."""
+    from functools import partial
+    from importlib.util import find_spec
+
+    from edge_prm.errors import MissingExtraError
+
+    needed = ("torch", "transformers", "safetensors", "ml_dtypes", "jinja2")
+    if missing := [name for name in needed if _is_missing(name, find_spec)]:
+        raise MissingExtraError("reference", missing)
+    from edge_prm.encode import TOKENIZER_NAME
+    from edge_prm.manifest import Recipe
+    from edge_prm_bench.torch_model import Described
+    from edge_prm_export.checkpoint import open_checkpoint
+    from edge_prm_export.head import read_head
+    from edge_prm_export.template import input_format
+    from edge_prm_export.torch_checkpoint import OwnTokenizer, load_causal_lm, load_decoder
+    from edge_prm_export.vocabulary import open_tokenizer, token_id
+    from edge_prm_export.write_bundle import describe
+
+    checkpoint = open_checkpoint(source, revision, native=False)
+    head = read_head(checkpoint, pair)
+    form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
+    tokenizer = open_tokenizer(checkpoint)
+    own = OwnTokenizer(checkpoint.folder, form, *head.tokens[:1])
+    return Described(
+        manifest=describe(checkpoint, head, form, "onnx", Recipe("fp32"), {}),
+        tokenizer_file=checkpoint.folder / TOKENIZER_NAME,
+        layers=() if head.tokens else head.layers,
+        pair=tuple(token_id(checkpoint, tokenizer, token) for token in reversed(head.tokens)),
+        load=partial(load_causal_lm if head.tokens else load_decoder, checkpoint),
+        disagreement=own.disagreement,
+        tokenizer=own.name,
+    )
+
+
+def _is_missing(name: str, find_spec: Callable[[str], Any]) -> bool:
+    try:
+        return find_spec(name) is None
+    except ValueError:  # of a module that was put out of reach
+        return True
 
 
 def _run(bundles: tuple[Path, ...], parts: tuple[str, ...], given: dict[str, Any]) -> None:

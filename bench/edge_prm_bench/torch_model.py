@@ -1,132 +1,133 @@
-"""The oracle: a checkpoint in full precision, run by transformers the way its authors run it.
+"""A checkpoint in full precision, run by transformers: hidden states and logits in torch, the head by its formula.
 
-Shares no code with the runtime: the text is tokenized by transformers, steps are found by tokenizing the text up to
-them (sigmoid) or at the separator token (two-class), and the head is applied in fp32. Remote code is never run.
+What the checkpoint is (head, input format, context) is read by the exporter and handed in by the command line, so that
+a reference reads the same text as a bundle of it. This module computes; it knows no file of a checkpoint.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Sequence
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_prm import Trajectory
-from edge_prm.errors import HeadNotFoundError, InputError, MissingExtraError
+import numpy as np
+import numpy.typing as npt
 
-STEP_TOKEN = "<extra_0>"
-TRL_SEPARATOR = "\n"
+from edge_prm.encode import Encoded, Encoder
+from edge_prm.errors import BackendError, ContextLengthError, InputError
+from edge_prm.manifest import Manifest
+from edge_prm.trajectory import Trajectory
+
+Array = npt.NDArray[np.floating[Any]]
+
+_PLAIN = Trajectory.of("What is 2 + 3 * 4?", ["3 * 4 = 12", "2 + 12 = 14", "The answer is 14."])
+"""Where two tokenizers disagree about this, they disagree about every text."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A checkpoint as the exporter describes it.
+
+    `manifest`: of a bundle without weights. `layers`: the head's (weight `[out, in]`, bias `[out]`), with ReLU between
+    them; none for a token pair, whose token ids `pair` are (bad, good). `load(dtype, device)` gives a torch module with
+    `last_hidden_state`, for a token pair with `logits`. `disagreement(trajectory, ids)` says why `ids` are not what
+    transformers' own tokenizer makes of a trajectory, "" where they are; `tokenizer` is that one's name.
+    """
+
+    manifest: Manifest
+    tokenizer_file: Path
+    layers: tuple[tuple[Array, Array], ...]
+    pair: tuple[int, ...]
+    load: Callable[[str, str], Any]
+    disagreement: Callable[[Trajectory, Sequence[int]], str]
+    tokenizer: str
 
 
 class TorchPRM:
-    """Rewards in torch; `dtype` is bf16 or fp32, `device` cpu or cuda."""
+    """Rewards in torch; `dtype` is bf16 or fp32, `device` cpu or cuda.
 
-    def __init__(self, checkpoint: Path, dtype: str, device: str = "cpu", threads: int | None = None) -> None:
-        try:
-            import torch
-            from safetensors import safe_open
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging as hf_logging
-        except ImportError as error:
-            raise MissingExtraError("reference", [error.name or "torch"]) from None
+    Raises CheckpointError when the checkpoint cannot be loaded complete; InputError for a device that is not there, and
+    before the weights are loaded where transformers' tokenizer disagrees about plain text.
+    """
+
+    def __init__(self, described: Described, dtype: str, device: str = "cpu", threads: int | None = None) -> None:
+        import torch
+
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device is cuda, and torch sees no CUDA device here; leave --device out for the CPU")
         if threads:
             torch.set_num_threads(threads)
         self._torch: Any = torch
-        hf_logging.set_verbosity_error()  # it warns of heads that it does not know
-        hf_logging.disable_progress_bar()
         self._device = device
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-        self._model = AutoModel.from_pretrained(checkpoint, dtype=kind, trust_remote_code=False).to(device).eval()
-        self.context_length = int(self._model.config.max_position_embeddings)
-        self.head, self._layers = self._read_head(checkpoint, safe_open)
+        self._described = described
+        self._encoder = Encoder(described.tokenizer_file, described.manifest)
+        with contextlib.suppress(ContextLengthError):
+            self.encode(_PLAIN)
+        self._model = described.load(dtype, device)
+        self._layers = [
+            tuple(torch.tensor(np.asarray(part, dtype=np.float32), device=device) for part in layer)
+            for layer in described.layers
+        ]
+        self._chooses_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
-    def _read_head(self, checkpoint: Path, safe_open: Any) -> tuple[str, list[tuple[Any, Any]]]:
-        """The head's linears, in fp32: weight `[out, in]` and bias `[out]` each."""
-        torch, kind = self._torch, head_kind(checkpoint)
-        state: dict[str, Any] = {}
-        if kind == "sigmoid":
-            loaded = torch.load(checkpoint / "reward_head.pt", map_location="cpu", weights_only=True)
-            state = {f"score.{name.rsplit('.', 1)[-1]}": value for name, value in loaded.items()}
-        for file in sorted(checkpoint.glob("*.safetensors")) if kind != "sigmoid" else ():
-            with safe_open(file, "pt") as tensors:
-                names = [name for name in tensors.keys() if name.startswith("score.")]  # noqa: SIM118 - no mapping
-                state |= {name: tensors.get_tensor(name) for name in names}
-        layers = []
-        for name in ["score.0", "score.2"] if kind == "two_class" else ["score"]:
-            weight = state[f"{name}.weight"].float()
-            bias = state.get(f"{name}.bias", torch.zeros(len(weight))).float()
-            layers.append((weight.to(self._device), bias.to(self._device)))
-        return kind, layers
+    def encode(self, trajectory: Trajectory) -> Encoded:
+        """Token ids and read positions, those of a bundle; InputError where transformers' tokenizer disagrees, and
+        ContextLengthError for a text that is too long."""
+        encoded = self._encoder.encode(trajectory)
+        if reason := self._described.disagreement(trajectory, encoded.ids.tolist()):
+            raise InputError(reason)
+        return encoded
 
-    def encode(self, trajectory: Trajectory) -> tuple[list[int], list[int]]:
-        """Token ids and read positions; InputError where the text does not keep its steps apart."""
-        if self.head == "sigmoid":
-            return self._encode_raw(trajectory)
-        if self.head == "two_class":
-            return self._encode_template(trajectory)
-        ids = self._ids(trajectory.prompt)
-        if self._tokenizer.bos_token_id is not None:
-            ids = [self._tokenizer.bos_token_id, *ids]
-        read_at = []
-        for step in trajectory.steps:
-            ids += self._ids(step.text) + self._ids(TRL_SEPARATOR)
-            read_at.append(len(ids) - 1)
-        return ids, read_at
+    def rewards(self, batch: Sequence[Encoded]) -> list[list[float]]:
+        """Rewards of each encoded text of a batch; shorter texts are padded on the right, behind what is read.
 
-    def _encode_raw(self, trajectory: Trajectory) -> tuple[list[int], list[int]]:
-        text = trajectory.prompt + trajectory.lead
-        read_at = []
-        for step in trajectory.steps:
-            text += step.text + step.separator
-            read_at.append(len(self._ids(text)) - 1)
-        return self._ids(text), read_at
-
-    def _encode_template(self, trajectory: Trajectory) -> tuple[list[int], list[int]]:
-        answer = "".join(step.text + STEP_TOKEN for step in trajectory.steps)
-        messages = [{"role": "user", "content": trajectory.prompt}, {"role": "assistant", "content": answer}]
-        ids = self._ids(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        step_id = self._tokenizer.convert_tokens_to_ids(STEP_TOKEN)
-        read_at = [index for index, id_ in enumerate(ids) if id_ == step_id]
-        if len(read_at) != len(trajectory.steps):
-            raise InputError(f"the text holds {STEP_TOKEN} itself, so its {len(trajectory.steps)} steps cannot be told")
-        return ids, read_at
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def rewards(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Rewards of each encoded text of a batch; shorter texts are padded on the right, behind what is read."""
+        A reward may be NaN or infinite. BackendError when torch fails or has no memory for the batch.
+        """
         torch = self._torch
-        longest = max(len(ids) for ids, _ in batch)
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch], device=self._device)
-        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch], device=self._device)
-        with torch.inference_mode():
-            hidden = self._model(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
-            return [self._apply_head(row[read_at].float()) for row, (_, read_at) in zip(hidden, batch, strict=True)]
+        longest = max(len(text.ids) for text in batch)
+        rows = [text.ids.tolist() for text in batch]
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=self._device)
+        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=self._device)
+        try:
+            with torch.inference_mode():
+                return self._read(padded, mask, [list(text.read_at) for text in batch])
+        except RuntimeError as error:  # out of memory is one of them
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BackendError(
+                f"torch failed on {len(batch)} texts of up to {longest} tokens on {self._device} ({reason}); "
+                "a smaller --batch-size needs less memory"
+            ) from error
+
+    def _read(self, padded: Any, mask: Any, read_at: list[list[int]]) -> list[list[float]]:
+        """Rewards at the read positions of each row, from logits or hidden states."""
+        inputs = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+        if not self._described.pair:
+            hidden = self._model(**inputs).last_hidden_state
+            return [self._apply_head(row[places].float()) for row, places in zip(hidden, read_at, strict=True)]
+        if not self._chooses_rows:
+            logits = self._model(**inputs).logits
+            return [self._probability(row[places].float()) for row, places in zip(logits, read_at, strict=True)]
+        # Logits of all positions and the whole vocabulary would be gigabytes.
+        kept = sorted({place for places in read_at for place in places})
+        logits = self._model(**inputs, logits_to_keep=self._torch.tensor(kept, device=self._device)).logits
+        at = {place: index for index, place in enumerate(kept)}
+        return [
+            self._probability(row[[at[place] for place in places]].float())
+            for row, places in zip(logits, read_at, strict=True)
+        ]
+
+    def _probability(self, logits: Any) -> list[float]:
+        """Softmax over the logits of the bad and the good token."""
+        rewards: list[float] = logits[:, list(self._described.pair)].softmax(-1)[:, 1].tolist()
+        return rewards
 
     def _apply_head(self, rows: Any) -> list[float]:
         for index, (weight, bias) in enumerate(self._layers):
             rows = (rows.relu() if index else rows) @ weight.T + bias
-        probability = rows.sigmoid()[:, 0] if self.head == "sigmoid" else rows.softmax(-1)[:, 1]
+        sigmoid = self._described.manifest.head.kind == "sigmoid"
+        probability = rows.sigmoid()[:, 0] if sigmoid else rows.softmax(-1)[:, 1]
         rewards: list[float] = probability.tolist()
         return rewards
-
-
-def head_kind(checkpoint: Path) -> str:
-    """sigmoid, two_class or token_class, told by the names of the tensors; HeadNotFoundError when there is no head."""
-    names: set[str] = set()
-    for file in checkpoint.glob("*.safetensors"):
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            names |= json.loads(stream.read(length)).keys()
-    if "score.0.weight" in names:
-        return "two_class"
-    if "score.weight" in names:
-        return "token_class"
-    if (checkpoint / "reward_head.pt").is_file():
-        return "sigmoid"
-    raise HeadNotFoundError(str(checkpoint), ["reward_head.pt", "score.* in the safetensors"])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edge_prm.checkpoint_files import CONFIG, check_files, checkpoint_sha256, read_json, reading
 from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
 from edge_prm.source import find_checkpoint
+from edge_prm_export.loadable import check_loadable, longest_context
 from edge_prm_export.names import BARE, PREFIX, check_decoder, decoder_names, is_bare
 from edge_prm_export.safetensors_file import Entry, numpy_dtype, read_entries, read_values
 
@@ -133,6 +134,7 @@ def open_checkpoint(source: str, revision: str | None = None, *, native: bool = 
     `native`: UnsupportedArchitectureError at once for a model that the native exporter does not know.
     """
     found = find_checkpoint(source, revision)
+    check_loadable(found.folder, found.name)
     checkpoint = Checkpoint(found.folder, found.name, found.revision)
     if native:
         _ = checkpoint.qwen2
@@ -143,7 +145,7 @@ def _decoder_config(config: Mapping[str, Any], name: str) -> DecoderConfig:
     with _damage(name):
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
-        context = int(config["max_position_embeddings"])
+        context = longest_context(config, int(config["max_position_embeddings"]))
         windowed = config.get("use_sliding_window", config.get("model_type") != "qwen2")
         window = config.get("sliding_window") if windowed else None
         result = DecoderConfig(

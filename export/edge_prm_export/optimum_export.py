@@ -7,25 +7,23 @@ come from the checkpoint in torch fp32.
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import edge_prm
-from edge_prm.errors import CheckpointError
+from edge_prm.errors import CheckpointError, ContextLengthError
+from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint import Checkpoint
-from edge_prm_export.golden import EncodedTexts, Job, Written, entry_of
+from edge_prm_export.golden import Job, Written, entry_of
 from edge_prm_export.graph import GraphWriter, WeightFile
-from edge_prm_export.head import RewardHead
 from edge_prm_export.linears import Int8Linears
-from edge_prm_export.progress import Progress
 from edge_prm_export.reference import apply_head
 from edge_prm_export.rewrite import Rewriter
+from edge_prm_export.torch_checkpoint import PROBES, OwnTokenizer, decoder_of, load_causal_lm, quiet
+from edge_prm_export.vocabulary import open_tokenizer, token_id
 
 MODEL_NAME, WEIGHTS_NAME = "model.onnx", "model.onnx.data"
 
@@ -35,9 +33,13 @@ def write_model(job: Job) -> Written:
     folder, checkpoint, head, progress = job.folder, job.checkpoint, job.head, job.progress
     (recipe,) = job.recipes
     traced = folder / "optimum"
+    _check_tokens(job)
+    model = load_causal_lm(checkpoint, logits=head.kind == "token_pair")
+    references = _references(model, job)  # first: tracing patches the model
     with progress("tracing with optimum", 1) as advance:
-        _trace(checkpoint, traced)
+        _trace(model, checkpoint, traced)
         advance(1)
+    del model
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
@@ -45,7 +47,7 @@ def write_model(job: Job) -> Written:
         rewriter = Rewriter(_load(traced / MODEL_NAME), traced, checkpoint.name)
         with progress(f"writing {recipe.name} weights", checkpoint.config.layers) as advance:
             seen = -1
-            for name in rewriter.write(graph, head, linears):
+            for name in rewriter.write(graph, head, linears, _pair_ids(job) if head.tokens else ()):
                 layer = _layer_of(name)
                 advance(max(0, layer - seen))
                 seen = max(seen, layer)
@@ -55,25 +57,35 @@ def write_model(job: Job) -> Written:
     finally:
         weights.abort()
     shutil.rmtree(traced)
-    return Written(recipe, files, _references(checkpoint, head, job.golden, progress), reference="torch fp32")
+    return Written(recipe, files, references, reference="torch fp32")
 
 
-def _trace(checkpoint: Checkpoint, target: Path) -> None:
+def _check_tokens(job: Job) -> None:
+    """CheckpointError where transformers' tokenizer disagrees with ours about a text."""
+    own = OwnTokenizer(job.checkpoint.folder, job.manifest.input, *job.head.tokens[:1])
+    for prompt, steps in (*PROBES, *((prompt, steps) for prompt, steps, _ in job.golden)):
+        trajectory = Trajectory.of(prompt, steps)
+        with contextlib.suppress(ContextLengthError):
+            if reason := own.disagreement(trajectory, job.encoder.encode(trajectory).ids.tolist()):
+                raise CheckpointError(f"checkpoint {job.checkpoint.name}: {reason}")
+
+
+def _pair_ids(job: Job) -> tuple[int, ...]:
+    """Token ids of the bad and of the good token: the order of the head's two classes."""
+    tokenizer = open_tokenizer(job.checkpoint)
+    good, bad = (token_id(job.checkpoint, tokenizer, token) for token in job.head.tokens)
+    return bad, good
+
+
+def _trace(model: Any, checkpoint: Checkpoint, target: Path) -> None:
     """optimum's export with past keys and values; CheckpointError with its reason when it cannot."""
-    from optimum.exporters.onnx import main_export
+    from optimum.exporters.onnx import onnx_export_from_model
 
+    model.config.use_cache = True
     try:
-        with _quiet():
-            main_export(
-                str(checkpoint.folder),
-                output=str(target),
-                task="text-generation-with-past",
-                dtype="fp32",
-                framework="pt",
-                do_validation=False,
-                no_post_process=True,
-                local_files_only=True,
-                trust_remote_code=False,
+        with quiet(), np.errstate(all="ignore"):
+            onnx_export_from_model(
+                model, str(target), task="text-generation-with-past", do_validation=False, no_post_process=True
             )
     except Exception as error:  # whatever torch, transformers or optimum can raise
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
@@ -82,20 +94,23 @@ def _trace(checkpoint: Checkpoint, target: Path) -> None:
         ) from error
 
 
-def _references(
-    checkpoint: Checkpoint, head: RewardHead, golden: EncodedTexts, progress: Progress
-) -> list[list[float]]:
-    """Rewards of the golden texts by transformers in fp32, at the positions that the encoder names."""
+def _references(model: Any, job: Job) -> list[list[float]]:
+    """Rewards of the golden texts by transformers in fp32, at the positions that the encoder names: of a token pair,
+    from the model's own logits."""
     import torch
-    from transformers import AutoModel
 
-    with _quiet(), progress("scoring in torch fp32", len(golden)) as advance:
-        model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32, trust_remote_code=False).eval()
-        rewards = []
-        for *_, text in golden:
-            with torch.no_grad():
-                states = model(torch.from_numpy(text.ids)[None]).last_hidden_state[0, list(text.read_at)]
-            rewards.append(apply_head(head, states.numpy()).tolist())
+    head, decoder = job.head, decoder_of(model)
+    pair = _pair_ids(job) if head.kind == "token_pair" else ()
+    rewards = []
+    with quiet(), job.progress("scoring in torch fp32", len(job.golden)) as advance, torch.no_grad():
+        for *_, text in job.golden:
+            ids, read_at = torch.from_numpy(text.ids)[None], list(text.read_at)
+            if pair:
+                logits = model(ids, use_cache=False).logits[0, read_at][:, list(pair)]
+                rewards.append(logits.softmax(-1)[:, 1].tolist())
+            else:
+                states = decoder(ids, use_cache=False).last_hidden_state[0, read_at]
+                rewards.append(apply_head(head, states.numpy()).tolist())
             advance(1)
     return rewards
 
@@ -112,19 +127,3 @@ def _layer_of(name: str) -> int:
     _, found, rest = name.partition("layers.")
     digits = rest.split("/", 1)[0]
     return int(digits) if found and digits.isdigit() else -1
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns of everything that it makes constant; errors come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        from transformers.utils import logging as hf_logging
-
-        hf_logging.disable_progress_bar()
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

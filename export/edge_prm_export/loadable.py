@@ -1,0 +1,156 @@
+"""Folders that look like a checkpoint and are none, and configs that another transformers wrote. Knows no torch.
+
+transformers loads much without a word that is not what the config means: it ignores fields that it does not know, and
+it takes an adapter's folder for a model. What would be misread is refused here by its name, or translated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_prm.errors import CheckpointError
+
+Config = Mapping[str, Any]
+
+_SAFE = "save it again with save_pretrained(folder, safe_serialization=True)"
+_LAYER_KINDS = {"full_attention", "sliding_attention"}
+_ROPE_FIELDS = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
+"""model_type -> names of (theta, rotated part) in a config of transformers 4, where they are not the usual."""
+_PHI3_ORIGINAL = 4096  # transformers' default for a config without the field
+
+
+def check_loadable(folder: Path, name: str) -> None:
+    """CheckpointError that names what a folder holds in place of a full-precision decoder in safetensors.
+
+    A folder without a config.json, or with a damaged one, passes: whoever reads it reports that.
+    """
+    config = _json(folder / "config.json")
+    if (folder / "adapter_config.json").is_file():
+        base = _json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        raise CheckpointError(
+            f"checkpoint {name} is a LoRA adapter (it holds adapter_config.json), not a model: merge it into {base} "
+            "with peft's merge_and_unload(), and give the folder of the merged model"
+        )
+    quantized = config.get("quantization_config") or config.get("compression_config")
+    if quantized or (folder / "quantize_config.json").is_file():
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise CheckpointError(
+            f"checkpoint {name} is quantized already ({method or 'quantization_config in config.json'}): its weights "
+            "are read in full precision only (fp32, fp16, bf16); give the checkpoint that it was made from"
+        )
+    nested = next((key for key in ("text_config", "llm_config", "language_config") if key in config), None)
+    if nested is not None and "num_attention_heads" not in config:
+        raise CheckpointError(
+            f"checkpoint {name}: config.json of model_type {config.get('model_type')!r} holds its decoder in {nested}, "
+            "as models of text and images do; only text models are read: save the language model by itself"
+        )
+    pickled = sorted(path.name for pattern in ("pytorch_model*.bin", "*.pth") for path in folder.glob(pattern))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"checkpoint {name} holds its weights in {pickled[0]} and none in safetensors; pickled weights are not "
+            f"read: {_SAFE}"
+        )
+
+
+def for_transformers_4(config: Config, name: str) -> dict[str, Any]:
+    """A config with the `rope_parameters` of transformers 5 turned into the fields that transformers 4 reads.
+
+    CheckpointError when they cannot be said in those fields, or when both are there and disagree.
+    """
+    result = dict(config)
+    rope = result.pop("rope_parameters", None)
+    if rope is None:
+        return result
+    found: dict[str, Any] = {}
+    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
+        rope = _by_layer_kind(rope, config, name, found)
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"checkpoint {name}: rope_parameters in config.json is {rope!r}, not an object")
+    rest = dict(rope)
+    theta_field, part_field = _ROPE_FIELDS.get(str(config.get("model_type")), ("rope_theta", "partial_rotary_factor"))
+    for key, field in (("rope_theta", theta_field), ("partial_rotary_factor", part_field)):
+        if rest.get(key) is not None:
+            found[field] = rest[key]
+        rest.pop(key, None)
+    kind = rest.pop("rope_type", rest.pop("type", "default"))
+    rest.pop("type", None)
+    if kind == "default" and rest:
+        raise CheckpointError(
+            f"checkpoint {name}: rope_parameters of type 'default' in config.json also has {', '.join(sorted(rest))}, "
+            "which no transformers 4 config can say; install transformers 5 or save the checkpoint with transformers 4"
+        )
+    if kind != "default":
+        found["rope_scaling"] = {"rope_type": kind, **rest}
+        if kind == "longrope" and "original_max_position_embeddings" in rest:
+            found["original_max_position_embeddings"] = rest["original_max_position_embeddings"]
+    for field, value in found.items():
+        old = result.get(field)
+        if old is not None and _comparable(old) != _comparable(value):
+            raise CheckpointError(
+                f"checkpoint {name}: config.json says {field} {old!r} and, in rope_parameters, {value!r}; "
+                "which of them the weights were trained with is not known: remove the wrong one"
+            )
+        result[field] = value
+    if kind == "default" and result.get("rope_scaling"):
+        raise CheckpointError(
+            f"checkpoint {name}: config.json says rope_scaling {result['rope_scaling']!r} and, in rope_parameters, "
+            "type 'default'; which of them the weights were trained with is not known: remove the wrong one"
+        )
+    return result
+
+
+def longest_context(config: Config, positions: int) -> int:
+    """The most tokens of a text whose rotary embeddings do not depend on how long the text is, in tokens.
+
+    longrope turns all positions by other factors once a text is longer than `original_max_position_embeddings`: the
+    reward of a closed step would change with what follows, and a traced graph knows the short factors only.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in ("longrope", "su"):
+        return positions
+    original = (
+        config.get("original_max_position_embeddings")
+        or scaling.get("original_max_position_embeddings")
+        or (_PHI3_ORIGINAL if config.get("model_type") == "phi3" else None)
+    )
+    return min(positions, int(original)) if original else positions
+
+
+def _by_layer_kind(rope: Config, config: Config, name: str, found: dict[str, Any]) -> Any:
+    """One set of rope parameters out of one for each kind of layer; Gemma3's second base goes into `found`."""
+    sets = list(rope.values())
+    if all(value == sets[0] for value in sets):
+        return sets[0]
+    sliding = rope.get("sliding_attention")
+    if (
+        config.get("model_type") == "gemma3_text"
+        and set(rope) == _LAYER_KINDS
+        and isinstance(sliding, dict)
+        and sliding.get("rope_type", "default") == "default"
+        and set(sliding) <= {"rope_type", "rope_theta"}
+    ):
+        found["rope_local_base_freq"] = sliding.get("rope_theta")
+        return rope["full_attention"]
+    raise CheckpointError(
+        f"checkpoint {name}: rope_parameters in config.json differ by kind of layer ({', '.join(sorted(rope))}), which "
+        f"transformers 4 cannot say of model_type {config.get('model_type')!r}; it needs transformers 5"
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """A value of a config without the ways to write one thing: `type` for `rope_type`, 10000 for 10000.0."""
+    if isinstance(value, dict):
+        return {"rope_type" if key == "type" else key: _comparable(part) for key, part in value.items()}
+    return float(value) if isinstance(value, (int, float)) else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
