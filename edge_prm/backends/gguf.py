@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from edge_prm.backends import check_trim, chunks
 from edge_prm.backends.gguf_file import HEAD_NAME, read_head
-from edge_prm.backends.guest import THREAD_NAME, Guest, WeightFiles, keep_after_fork
-from edge_prm.backends.llama_engine import Watcher, engine_lines, gpu_layers_of, reason
+from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork
+from edge_prm.backends.llama_engine import StopFlag, Watcher, engine_lines, gpu_layers_of, reason
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
 from edge_prm.errors import BackendError, MissingExtraError
@@ -190,13 +190,13 @@ class GgufModel:
 
         `ahead`: tokens that will follow this batch, so that the context grows once for all of them.
         """
-        stopped = threading.Event()
+        stop = StopFlag()
 
         def call() -> Floats:
             with self._lock:
-                return self._run(sequence, ids, offset, read_at, ahead, stopped)
+                return self._run(sequence, ids, offset, read_at, ahead, stop)
 
-        return self._guest.run(call, stopped.set)
+        return self._guest.run(call, stop.set)
 
     def _run(
         self,
@@ -205,7 +205,7 @@ class GgufModel:
         offset: int,
         read_at: Sequence[int],
         ahead: int,
-        stopped: threading.Event,
+        stop: StopFlag,
     ) -> Floats:
         self._files.check()
         self._tidy(len(ids) + ahead)
@@ -214,10 +214,10 @@ class GgufModel:
         self._held[sequence] = offset + len(ids)
         self._fill_batch(sequence, ids, offset, set(read_at))
         with engine_lines():
-            status = self._decode(stopped)
+            status = self._decode(stop)
             while status == _NO_CELLS:
                 self._resize(max(2 * self._cells, _round_up(offset + len(ids) + ahead)))
-                status = self._decode(stopped)
+                status = self._decode(stop)
         if status != 0 or self._watcher.error is not None:
             self._remove(sequence, offset)
         if self._watcher.error is not None:
@@ -234,14 +234,10 @@ class GgufModel:
             batch.token[index], batch.pos[index], batch.n_seq_id[index] = id_, offset + index, 1
             batch.seq_id[index][0], batch.logits[index] = sequence, index in wanted
 
-    def _decode(self, stopped: threading.Event) -> int:
-        watcher, context = self._watcher, self._handles.context
-        watcher.begin(stopped)
-        # Only a run that a signal can end pays for being asked at every operator.
-        interruptible = threading.current_thread().name.startswith(THREAD_NAME)
-        abort = watcher.abort_callback if interruptible else watcher.no_abort_callback
-        self._llama.llama_set_abort_callback(context, abort, None)
-        status: int = self._llama.llama_decode(context, self._handles.batch)
+    def _decode(self, stop: StopFlag) -> int:
+        self._watcher.begin(stop)
+        stop.watch(self._llama, self._handles.context)
+        status: int = self._llama.llama_decode(self._handles.context, self._handles.batch)
         return status
 
     def _rewards(self, rows: Floats) -> Floats:

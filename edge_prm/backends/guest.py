@@ -26,15 +26,13 @@ from edge_prm.errors import BackendError, BundleIntegrityError
 
 Result = TypeVar("Result")
 
-THREAD_NAME = "edge-prm engine"
-
 
 class Guest:
     """The process that a model was loaded in, and the thread that runs its engine for the main thread."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="edge-prm engine")
 
     @property
     def at_home(self) -> bool:
@@ -124,11 +122,19 @@ _logged: set[str] = set()
 
 def keep_after_fork(engine: Any) -> None:
     """Call `engine.abandon()` in every child process that is forked while `engine` exists."""
-    global _hooked
     _engines.add(engine)
-    if not _hooked and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_abandon_all)
-        _hooked = True
+    _watch_forks()
+
+
+def skip_exit_handlers_after_fork() -> None:
+    """From now on a forked child ends without the exit handlers of C++ libraries that were loaded before the fork.
+
+    ONNX Runtime starts threads when it is imported, and its handlers wait for them: a child that only imported it hangs
+    at its exit. Python's own exit (atexit, finalizers, flushed files) is not touched, nor is the exit code.
+    """
+    global _skip_exit_handlers
+    _skip_exit_handlers = True
+    _watch_forks()
 
 
 def make_immortal(value: object) -> None:
@@ -139,9 +145,31 @@ def make_immortal(value: object) -> None:
 
 
 _engines: weakref.WeakSet[Any] = weakref.WeakSet()
-_hooked = False
+_hooked = _skip_exit_handlers = False
 
 
-def _abandon_all() -> None:
+def _watch_forks() -> None:
+    global _hooked
+    if not _hooked and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+        _hooked = True
+
+
+def _after_fork() -> None:
     for engine in list(_engines):
         engine.abandon()
+    if _skip_exit_handlers:
+        _exit_first()
+
+
+def _exit_first() -> None:
+    """Register `_exit` as an exit handler of C: the last one that is registered runs first, and gets the exit code.
+
+    Only glibc has `on_exit`. Flushing C's own files is registered after it, so it runs before.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "on_exit") and hasattr(library, "__cxa_atexit"):
+        library.on_exit(library._exit, None)
+        library.__cxa_atexit(library.fflush, None, None)

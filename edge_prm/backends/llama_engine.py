@@ -27,8 +27,7 @@ class Watcher:
         self.seen: list[Floats] = []
         self.error: BaseException | None = None
         """What went wrong in a callback: an exception cannot pass through the engine, and ctypes only prints it."""
-        self.stopped = threading.Event()
-        """Set, it makes the engine give up the run at its next operator."""
+        self.stop: StopFlag | None = None
         self._hidden = hidden
         ggml = _ggml()
         self._name, self._count, self._copy = ggml.ggml_get_name, ggml.ggml_nelements, ggml.ggml_backend_tensor_get
@@ -37,13 +36,11 @@ class Watcher:
         self._copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self._copy.restype = None
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._watch)
-        self.abort_callback = llama_cpp.ggml_abort_callback(self._abort)
-        self.no_abort_callback = llama_cpp.ggml_abort_callback(0)
 
-    def begin(self, stopped: threading.Event) -> None:
-        """Forget the last run; the next one ends early when `stopped` is set."""
+    def begin(self, stop: StopFlag) -> None:
+        """Forget the last run; `stop` belongs to the next one."""
         self.seen.clear()
-        self.error, self.stopped = None, stopped
+        self.error, self.stop = None, stop
 
     def rows(self, count: int) -> Floats:
         """The hidden states of the last run, float32 `[count, hidden]`; BackendError when the engine showed others."""
@@ -63,11 +60,32 @@ class Watcher:
                 self.seen.append(values.reshape(-1, self._hidden))
         except BaseException as error:
             self.error = error
-            return ask
-        return self.error is None or ask
+            return False
+        return True
 
-    def _abort(self, data: object) -> bool:
-        return self.error is not None or self.stopped.is_set()
+
+class StopFlag:
+    """Makes llama.cpp give up a run at its next operator, on CPUs.
+
+    The engine asks a function at every operator. One of Python would make it wait for Python's lock each time, so it is
+    one of C: `strlen` of the flag, which is 0 until it is set.
+    """
+
+    def __init__(self) -> None:
+        self._flag = ctypes.create_string_buffer(2)
+
+    def set(self) -> None:
+        """End the run; one that has not begun ends at its first operator."""
+        self._flag[0] = b"\1"
+
+    def watch(self, llama_cpp: Any, context: Any) -> None:
+        """Make the next run of a context look at this flag, which must live as long as the run."""
+        llama_cpp.llama_set_abort_callback(context, _is_set(llama_cpp), ctypes.addressof(self._flag))
+
+
+def _is_set(llama_cpp: Any) -> Any:
+    library = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
+    return ctypes.cast(library.strlen, llama_cpp.ggml_abort_callback)
 
 
 LOG_VARIABLE = "EDGE_PRM_LLAMA_LOG"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal
+from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
 from edge_prm.backends.onnx_file import check_external_data
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
@@ -89,6 +89,7 @@ def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSessio
         import onnxruntime
     except ImportError:
         raise MissingExtraError("cpu", ["onnxruntime"]) from None
+    skip_exit_handlers_after_fork()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
     # The engine's own default binds its threads to cores: those of several processes to the same cores.
