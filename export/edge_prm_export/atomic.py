@@ -69,8 +69,11 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
             yield holder / _NEW
             _put_in_place(holder, target, replace)
         finally:
+            if os.name == "nt":  # an open file cannot be removed there, and there is no lock to hold
+                os.close(descriptor)
             _discard(holder, target)
-            os.close(descriptor)
+            if os.name != "nt":
+                os.close(descriptor)
 
 
 def remove_leftovers(target: Path) -> None:
