@@ -162,6 +162,9 @@ def _not_a_bundle(target: Path) -> ExportError:
 @contextlib.contextmanager
 def _parents(target: Path) -> Iterator[None]:
     """Make the folders around `target`; those that are still empty after an error are removed again."""
+    existing = next(parent for parent in target.parents if parent.exists())
+    if not existing.is_dir():
+        raise ExportError(f"cannot write {target}: {existing} is not a folder; choose another output folder")
     made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
