@@ -130,11 +130,12 @@ def _sentence(manifest: Manifest, fidelity: Fidelity, measured: _Measured, verdi
     rewards, worst, tolerance = len(measured.differences), measured.worst, fidelity.tolerance
     clipped = saturated(manifest)
     if verdict == RECIPE:
+        agree = f"none is more than {measured.drift:.4f} from" if measured.drift else "none differs from"
         innocent = "" if clipped else f", and the kernels of this device ({place}) are not the cause"
         return (
             f"The recipe of this bundle, {manifest.recipe.name}, is too coarse for its checkpoint{innocent}: of "
-            f"{rewards} golden rewards one is {worst:.4f} from full precision (limit {tolerance:g}), and none is more "
-            f"than {measured.drift:.4f} from what the exporting device gave; {_finer(manifest, clipped)}."
+            f"{rewards} golden rewards one is {worst:.4f} from full precision (limit {tolerance:g}), and {agree} what "
+            f"the exporting device gave; {_finer(manifest, clipped)}."
         )
     if worst > tolerance:
         remedy = _finer(manifest, clipped) if clipped else "try another version of the engine"
@@ -166,13 +167,16 @@ def saturated(manifest: Manifest) -> bool | None:
 def _finer(manifest: Manifest, clipped: bool | None) -> str:
     """What to do about a recipe that is too coarse; `clipped`: see `saturated`, None for another device than this."""
     name, backend = manifest.recipe.name, manifest.backend
-    if clipped:
-        return "this device's 8-bit kernels saturate: export the checkpoint with --reduce-range"
     if backend == "gguf":
-        others = {"f32": "as ONNX with --fp32", "f16": "as ONNX with --fp32", "bf16": "with --gguf --fp16 or --fp32"}
-        return f"export the checkpoint {others.get(name, 'with a finer type: --gguf, --gguf --fp16 or --fp32')}"
-    finer = "--fp32" if backend == "optimum" else "--gguf, --gguf --fp16 or --fp32"
+        finer = {
+            **dict.fromkeys(("f32", "f16"), "as ONNX, with --fp32"),
+            **dict.fromkeys(("bf16", "q8_0"), "with a finer recipe: --gguf --fp16 or --fp32"),
+        }
+        return f"export the checkpoint {finer.get(name, 'with a finer recipe: --gguf, --gguf --fp16 or --fp32')}"
+    finer_onnx = "a finer recipe: --fp32" if backend == "optimum" else "a finer recipe: --gguf --fp16 or --fp32"
+    if clipped:
+        return f"this device's 8-bit kernels saturate: export the checkpoint with --reduce-range, or with {finer_onnx}"
     if manifest.recipe.reduce_range:
-        return f"export the checkpoint without --reduce-range, or with a finer recipe: {finer}"
+        return f"export the checkpoint without --reduce-range, or with {finer_onnx}"
     maybe = ", or with --reduce-range if the exporting device's 8-bit kernels saturate" if clipped is None else ""
-    return f"export the checkpoint with a finer recipe: {finer}{maybe}"
+    return f"export the checkpoint with {finer_onnx}{maybe}"

@@ -145,8 +145,10 @@ def _check_kind(folder: Path, name: str) -> None:
         return
     if found := _names(folder, "*.gguf"):
         raise gguf_error(f"{folder}/{found[0]}")
-    if inner := sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")):
-        raise CheckpointNotFoundError(name, f"{CONFIG} is missing", f"it lies in {_some(inner)}: give that folder")
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if inner := inner or _names(folder, "models--*"):  # the hub's cache itself
+        choice = "that folder" if len(inner) == 1 else "one of these folders"
+        raise CheckpointNotFoundError(name, f"{CONFIG} is missing", f"it lies in {_some(inner)}: give {choice}")
     if _names(folder, "params.json"):
         raise CheckpointNotFoundError(
             name, f"it has params.json and no {CONFIG}", "convert it to the layout of transformers first"

@@ -156,6 +156,13 @@ def test_of_two_exports_to_one_place_the_second_is_refused(tmp_path: Path) -> No
     assert names(tmp_path) == ["out"]
 
 
+def test_an_output_below_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="file is not a folder"), atomic_folder(tmp_path / "file" / "deep" / "out"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # killed processes
 
 KILLED = """

@@ -202,6 +202,12 @@ def test_a_folder_around_checkpoints_names_them(tmp_path: Path, tokenizer_file: 
     write_checkpoint(tmp_path / "run" / "checkpoint-500", tokenizer_file)
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json is missing; it lies in checkpoint-500: give that"):
         opened(tmp_path / "run")
+    write_checkpoint(tmp_path / "run" / "checkpoint-1000", tokenizer_file)
+    with pytest.raises(CheckpointNotFoundError, match="in checkpoint-1000, checkpoint-500: give one of these folders"):
+        opened(tmp_path / "run")
+    (tmp_path / "hub" / "models--owner--name").mkdir(parents=True)
+    with pytest.raises(CheckpointNotFoundError, match="it lies in models--owner--name: give that folder"):
+        opened(tmp_path / "hub")
 
 
 @pytest.mark.parametrize(

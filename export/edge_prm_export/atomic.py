@@ -69,8 +69,11 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
             yield holder / _NEW
             _put_in_place(holder, target, replace)
         finally:
+            if os.name == "nt":  # an open file cannot be removed there, and there is no lock to hold
+                os.close(descriptor)
             _discard(holder, target)
-            os.close(descriptor)
+            if os.name != "nt":
+                os.close(descriptor)
 
 
 def remove_leftovers(target: Path) -> None:
@@ -159,6 +162,9 @@ def _not_a_bundle(target: Path) -> ExportError:
 @contextlib.contextmanager
 def _parents(target: Path) -> Iterator[None]:
     """Make the folders around `target`; those that are still empty after an error are removed again."""
+    existing = next(parent for parent in target.parents if parent.exists())
+    if not existing.is_dir():
+        raise ExportError(f"cannot write {target}: {existing} is not a folder; choose another output folder")
     made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ know them, the first has a substitute, and the second reports that it did nothin
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import sys
@@ -43,6 +42,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 def _rename(source: Path, target: Path, flag: int) -> bool:
     """The system's rename with a flag; False where it is not known, OSError when it fails."""
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without it
+        return False
     names = (os.fsencode(source), os.fsencode(target))
     if sys.platform == "linux":
         call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
