@@ -72,9 +72,10 @@ class InputFormat:
     tokens in these pieces; a step is read at the token that ends its separator.
 
     `trim_user` and `trim_assistant` (left, right, both or ""; left-newlines and so on for newlines only): white space
-    that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps (assistant); of a `tagged` chat, each step is one
-    of the user, and the first begins with the prompt. `refused`: strings that the chat template would rewrite; a text
-    that holds one is an InputError. `dated`: the date of the export, when the chat template writes the date.
+    that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps
+    (assistant); of a `tagged` chat, each step is one of the user, and the first begins with the prompt. `refused`:
+    strings that the chat template would rewrite; a text that holds one is an InputError. `dated`: the date of the
+    export, when the chat template writes the date.
     """
 
     format: str
