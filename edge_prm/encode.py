@@ -135,11 +135,14 @@ class Encoder:
         for token, id_ in self._literal.ids.items():
             name = self._literal.names.get(token)
             wanted = (text.count(name) if name else 0) + self._first.count(id_)
-            if (found := int(np.count_nonzero(ids == id_))) != wanted:
+            found = int(np.count_nonzero(ids == id_))
+            if found > wanted:
                 raise InputError(
-                    f"the text becomes the token {token!r} {found - wanted} times, and only the format may put it in; "
-                    "take what looks like it out of the text"
+                    f"the text becomes the token {token!r}, and only the format may put it in; take what looks like it "
+                    "out of the text"
                 )
+            if found < wanted:
+                raise InputError(f"the token {token!r} is not read where the format puts it, next to this text")
 
 
 def compose(form: InputFormat, trajectory: Trajectory) -> tuple[str, int, list[int]]:

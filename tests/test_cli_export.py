@@ -202,6 +202,79 @@ def test_every_missing_module_is_named_and_the_demo_needs_them_too(monkeypatch: 
     refused(run("demo"), "onnx, threadpoolctl not installed", 'pip install "edge-prm[export]"')
 
 
+@pytest.mark.parametrize(
+    ("given", "separator"),
+    [
+        (r"\n\n", "\n\n"),
+        ("\n\n", "\n\n"),
+        (r"\t", "\t"),
+        (r"\r\n", "\r\n"),
+        (r" \\n", r" \n"),
+        ("<extra_0>", "<extra_0>"),
+    ],
+)
+def test_escapes_of_a_separator_are_read_and_shown(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, given: str, separator: str
+) -> None:
+    need_engine("onnx")
+    out = tmp_path / "out"
+    shown = run("export", checkpoint_of("token_class"), "--fp32", "--separator", given, "-o", out).stdout
+    assert f"token_class head, separator {separator!r}" in shown
+    assert read_manifest(out).input.separator == separator
+    again = run("export", checkpoint_of("token_class"), "--fp32", "--separator", given, "-o", out, "--force", "--json")
+    assert json.loads(again.stdout)["separator"] == separator
+
+
+@pytest.mark.parametrize("option", ["--separator", "--between", "--after-step"])
+@pytest.mark.parametrize("text", ["\\d+", "x\\", "\\\\\\x"])
+def test_a_backslash_that_is_no_escape_is_pointed_out(checkpoint: Path, tmp_path: Path, option: str, text: str) -> None:
+    refused(run("export", checkpoint, option, text, "-o", tmp_path / "out"), option, "has a backslash that is none of")
+    assert list(tmp_path.iterdir()) == []
+
+
+TRIMMING = (
+    "{{ strftime_now('%Y') }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content | trim }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_template_that_trims_and_dates_is_exported_and_said(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, rows: Callable
+) -> None:
+    """Blanks around the prompt make no difference, streamed rewards are those of one shot, and the date is said."""
+    import edge_prm
+
+    need_engine("onnx")
+    source = Path(shutil.copytree(checkpoint_of("two_class"), tmp_path / "source"))
+    (source / "chat_template.jinja").write_text(TRIMMING)
+    result = run("export", source, "--fp32", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "Note: the chat template writes the date; the bundle keeps that of its export, 20" in result.stderr
+    steps = ["  2 + 3 = 5. ", " The answer is 5."]
+    with edge_prm.load(tmp_path / "out") as prm:
+        bare = prm.score("What is 2 + 3?", steps)
+        assert prm.score(" \nWhat is 2 + 3?\n\t", steps).rewards == bare.rewards
+        assert prm.score("What is 2 + 3?", [steps[0].lstrip(), steps[1]]).rewards == bare.rewards
+        assert prm.score("What is 2 + 3?", [steps[0], steps[1].strip()]).rewards != bare.rewards
+        with prm.session("What is 2 + 3?\n") as session:
+            assert tuple(session.push(step) for step in steps) == bare.rewards
+
+
+def test_text_that_a_template_rewrites_costs_only_its_row(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, rows: Callable
+) -> None:
+    need_engine("onnx")
+    source = Path(shutil.copytree(checkpoint_of("two_class"), tmp_path / "source"))
+    content = "message.content.split('</think>')[-1]"
+    (source / "chat_template.jinja").write_text(TRIMMING.replace("message.content", content))
+    assert run("export", source, "--fp32", "-o", tmp_path / "out").exit_code == 0
+    bad = {"problem": "What is 2 + 3?", "steps": ["<think>hm</think>2 + 3 = 5", "5"]}
+    result = run("score", tmp_path / "out", rows(bad, ROW), "--json")
+    assert result.exit_code == 1
+    assert "step 0 holds '</think>'" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
 @pytest.mark.parametrize("head", ["sigmoid", "two_class", "token_class"])
 def test_an_empty_separator_is_refused(checkpoint_of: Callable[[str], Path], tmp_path: Path, head: str) -> None:
     result = run("export", checkpoint_of(head), "--separator", "", "-o", tmp_path / "out")

@@ -15,6 +15,7 @@ from tiny import (
     opened,
     set_config,
     write_reward_head,
+    write_safetensors,
     write_torch_zip,
 )
 
@@ -25,7 +26,7 @@ from edge_prm.errors import (
     InputError,
     UnsafePickleError,
 )
-from edge_prm_export.checkpoint import Checkpoint
+from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.template import input_format
 
@@ -49,7 +50,7 @@ def test_the_kind_of_head_is_told_by_its_tensors(write: Callable, head: str, sha
 def test_a_missing_head_says_where_it_was_looked_for(write: Callable) -> None:
     with pytest.raises(HeadNotFoundError) as caught:
         read_head(opened(write("none", tied=False)))
-    for place in ("reward_head.pt", "score.0.weight", "score.2.weight", "score.weight"):
+    for place in ("reward_head.pt", "score.0.weight", "score.2.weight", "score.weight", "v_head.summary.weight"):
         assert place in str(caught.value)
 
 
@@ -65,10 +66,184 @@ def test_half_a_head_is_named(write: Callable) -> None:
         read_head(checkpoint)
 
 
-def test_a_head_of_three_classes_is_refused(write: Callable) -> None:
-    checkpoint = opened(write("token_class", replace={"score.weight": np.ones((3, 64), dtype=np.float32)}))
-    with pytest.raises(CheckpointError, match=r"score\.weight has shape \[3, 64\]"):
-        read_head(checkpoint)
+@pytest.mark.parametrize(("head", "name"), [("token_class", "score"), ("two_class", "score.2")])
+def test_a_head_of_three_classes_is_refused_by_name(write: Callable, head: str, name: str) -> None:
+    folder = write(head, replace={f"{name}.weight": np.ones((3, 64), dtype=np.float32)})
+    with pytest.raises(
+        CheckpointError, match=rf"{name}\.weight has shape \[3, 64\], a head of 3 classes; .* not known"
+    ):
+        read_head(opened(folder))
+    set_config(folder, id2label={"0": "negative", "1": "neutral", "2": "positive"})
+    with pytest.raises(CheckpointError, match=r"3 classes \(negative, neutral, positive\)"):
+        read_head(opened(folder))
+
+
+# outcome models, and what classes mean
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("architecture", ["Qwen2ForSequenceClassification", "LlamaForSequenceClassification"])
+def test_a_sequence_classifier_is_an_outcome_model(write: Callable, outputs: int, architecture: str) -> None:
+    folder = write("token_class", replace={"score.weight": np.ones((outputs, 64), dtype=np.float32)})
+    set_config(folder, architectures=[architecture])
+    with pytest.raises(CheckpointError, match=rf"outcome reward model \({architecture}, .* finished solution"):
+        read_head(opened(folder))
+
+
+@pytest.mark.parametrize(("head", "name"), [("token_class", "score"), ("two_class", "score.2")])
+def test_a_head_of_one_output_is_an_outcome_model(write: Callable, head: str, name: str) -> None:
+    folder = write(head, replace={f"{name}.weight": np.ones((1, 64), dtype=np.float32)})
+    with pytest.raises(CheckpointError, match=rf"outcome reward model .*{name}\.weight with 1 output\)"):
+        read_head(opened(folder))
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["Qwen2ForCausalLM"], "Qwen2ForTokenClassification"])
+def test_a_classifier_of_unknown_kind_is_refused(write: Callable, architectures: object) -> None:
+    folder = set_config(write("token_class"), architectures=architectures)
+    with pytest.raises(CheckpointError, match=r'judges steps or solutions, .*"Qwen2ForTokenClassification"'):
+        read_head(opened(folder))
+
+
+@pytest.mark.parametrize("head", ["token_class", "two_class"])
+@pytest.mark.parametrize(
+    ("labels", "turned"),
+    [
+        ({"0": "LABEL_0", "1": "LABEL_1"}, False),
+        ({"0": "incorrect", "1": "correct"}, False),
+        ({"0": "-", "1": "+"}, False),
+        ({"0": "False", "1": "True"}, False),
+        ({"0": "correct", "1": "incorrect"}, True),
+        ({"0": "GOOD", "1": "BAD"}, True),
+        ({"1": "negative", "0": "positive"}, True),
+        ({"0": "+", "1": "-"}, True),
+        ({"0": "LABEL_1", "1": "LABEL_0"}, True),
+    ],
+)
+def test_the_good_class_is_the_one_that_id2label_names(
+    write: Callable, head: str, labels: dict[str, str], turned: bool
+) -> None:
+    folder = write(head)
+    plain = read_head(opened(folder)).layers
+    found = read_head(opened(set_config(folder, id2label=labels))).layers
+    for one, other in zip(plain[:-1], found[:-1], strict=True):
+        assert np.array_equal(one[0], other[0])
+    for one, other in zip(plain[-1], found[-1], strict=True):
+        assert np.array_equal(one[::-1] if turned else one, other)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "correct", "1": "right"},
+        {"0": "cat", "1": "dog"},
+        {"0": "correct"},
+        {"0": "bad", "1": "neutral"},
+        {"0": "incorrect", "1": "correct", "2": "neutral"},
+        {"0": "correct", "1": "incorrect", "2": "neutral"},
+    ],
+)
+def test_classes_of_unknown_meaning_are_refused(write: Callable, labels: dict[str, str]) -> None:
+    folder = set_config(write("token_class"), id2label=labels)
+    with pytest.raises(CheckpointError, match="which of the two classes is the good one is not known"):
+        read_head(opened(folder))
+
+
+# value heads, and two heads
+
+VALUE = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+
+
+def test_a_value_head_is_a_sigmoid_head(write: Callable) -> None:
+    bias = np.array([0.5], dtype=np.float32)
+    folder = write("none", replace={"v_head.summary.weight": VALUE, "v_head.summary.bias": bias})
+    head = read_head(opened(folder))
+    assert head.kind == "sigmoid"
+    assert np.array_equal(head.layers[0][0], VALUE)
+    assert head.layers[0][1].tolist() == [0.5]
+    form = input_format(opened(folder), head.kind)
+    assert (form.format, form.separator, form.between) == ("pieces", "\n", "\n")
+
+
+def test_a_value_head_of_tokens_is_refused_by_name(write: Callable) -> None:
+    with pytest.raises(CheckpointError, match=r"v_head\.weight, .*every token .*v_head\.summary\.weight"):
+        read_head(opened(write("none", replace={"v_head.weight": VALUE})))
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("two_class", ["score.0.weight", "score.weight"]),
+        ("two_class", ["reward_head.pt", "score.0.weight"]),
+        ("token_class", ["reward_head.pt", "score.weight"]),
+        ("token_class", ["score.weight", "v_head.summary.weight"]),
+        ("sigmoid", ["reward_head.pt", "v_head.summary.weight"]),
+        ("sigmoid", ["reward_head.pt", "score.0.weight", "score.weight", "v_head.summary.weight"]),
+    ],
+)
+def test_two_heads_are_an_error_that_names_both(write: Callable, head: str, names: list[str]) -> None:
+    shapes = {"score.0.weight": (64, 64), "score.weight": (2, 64), "v_head.summary.weight": (1, 64)}
+    folder = write(head, replace={name: np.ones(shapes[name], dtype=np.float32) for name in names if name in shapes})
+    if "reward_head.pt" in names:
+        write_reward_head(folder / "reward_head.pt", np.ones((1, 64), dtype=np.float32), None)
+    with pytest.raises(CheckpointError) as caught:
+        read_head(opened(folder))
+    assert f"more than one reward head: {' and '.join(names)};" in str(caught.value)
+
+
+def test_a_stray_file_is_no_head(write: Callable) -> None:
+    folder = write("sigmoid")
+    write_safetensors(folder / "old_head.safetensors", {"score.weight": np.ones((2, 64), dtype=np.float32)})
+    write_reward_head(folder / "reward_head_old.pt", np.ones((1, 64), dtype=np.float32), None)
+    assert read_head(opened(folder)).kind == "sigmoid"
+
+
+# pairs of tokens
+
+
+PAIR = ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("config", "stale", "name"),
+    [
+        ({"tie_word_embeddings": True}, True, "model.embed_tokens.weight"),
+        ({"tie_word_embeddings": True}, False, "model.embed_tokens.weight"),
+        ({"tie_word_embeddings": False}, True, "lm_head.weight"),
+        ({"tie_word_embeddings": KeyError}, True, "lm_head.weight"),
+        ({"tie_word_embeddings": KeyError, "model_type": "gemma2"}, True, "model.embed_tokens.weight"),
+        ({"tie_word_embeddings": KeyError, "model_type": "gemma2"}, False, "model.embed_tokens.weight"),
+    ],
+)
+def test_a_tie_decides_which_matrix_gives_logits(
+    write: Callable, config: dict[str, Any], stale: bool, name: str
+) -> None:
+    folder = set_config(write("none", tied=not stale), **config)
+    checkpoint = open_checkpoint(str(folder), native=False)
+    head = read_head(checkpoint, PAIR)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bad, good = tokenizer.token_to_id("b"), tokenizer.token_to_id("a")
+    assert np.array_equal(head.layers[0][0], checkpoint.tensor(name)[[bad, good]])
+
+
+@pytest.mark.parametrize("tie", [False, KeyError])
+def test_a_missing_output_matrix_is_not_made_up(write: Callable, tie: object) -> None:
+    folder = set_config(write("none"), tie_word_embeddings=tie)
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight is missing, .*tie_word_embeddings is false or left out"
+    ):
+        read_head(opened(folder), PAIR)
+
+
+def test_a_tie_that_is_no_truth_is_named(write: Callable) -> None:
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings of config\.json is 'yes'"):
+        read_head(opened(set_config(write("none"), tie_word_embeddings="yes")), PAIR)
+
+
+def test_one_token_is_no_pair(write: Callable) -> None:
+    with pytest.raises(InputError, match="are both 'a'"):
+        read_head(opened(write("none")), ("a", "a"))
 
 
 def test_a_reward_head_without_bias_has_zero(write: Callable) -> None:

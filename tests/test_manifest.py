@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,22 @@ def test_a_manifest_survives_writing_and_reading(manifest_for: Callable[..., Man
 
 def test_every_field_survives_writing_and_reading(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_a_manifest_of_format_1_is_read(fields: dict[str, Any], manifest: Manifest) -> None:
+    """It has no word on what a template trims or rewrites; such bundles are read as they always were."""
+    for name in ("trim_user", "trim_assistant", "refused", "dated"):
+        del fields["input"][name]
+    old = Manifest.from_json(json.dumps(fields | {"format_version": 1}), "here")
+    assert old.input == manifest.input
+
+
+def test_what_a_template_does_survives_writing_and_reading(manifest: Manifest) -> None:
+    form = replace(
+        manifest.input, trim_user="both", trim_assistant="left-newlines", refused=("</think>",), dated="2026"
+    )
+    made = replace(manifest, input=form)
+    assert Manifest.from_json(made.to_json(), "here") == made
 
 
 def test_a_manifest_is_utf8_text_on_disk(tmp_path: Path, manifest: Manifest) -> None:
@@ -120,6 +136,11 @@ def damage(fields: dict[str, Any], path: str, value: object) -> str:
         ("input.separator", ""),
         ("input.separator_id", 1 << 20),
         ("input.bos_id", -1),
+        ("input.trim_user", "middle"),
+        ("input.trim_assistant", None),
+        ("input.refused", ["</think>", ""]),
+        ("input.refused", "</think>"),
+        ("input.dated", 2026),
         ("recipe.reduce_range", "no"),
         ("golden.0.bundle_rewards", [0.1]),
         ("golden.0.reference_rewards", [0.1, float("nan")]),

@@ -158,10 +158,10 @@ def _labels(checkpoint: Checkpoint) -> dict[int, str]:
 def _good_last(checkpoint: Checkpoint, layer: tuple[Array, Array]) -> tuple[Array, Array]:
     """Two classes with the good one last, which is what the runtime reads: turned round where id2label says so."""
     labels = _labels(checkpoint)
-    meanings = [_meaning(labels.get(index, "")) for index in (0, 1)]
+    meanings = [_meaning(label) for _, label in sorted(labels.items())]
     if not labels or meanings == ["bad", "good"]:
         return layer
-    if meanings == ["good", "bad"] and len(labels) == 2:
+    if meanings == ["good", "bad"]:
         return layer[0][::-1].copy(), layer[1][::-1].copy()
     raise CheckpointError(
         f"checkpoint {checkpoint.name}: id2label of config.json is {short_repr(labels)}, and which of the two classes "

@@ -82,7 +82,7 @@ def _difference(chat: Chat, form: InputFormat, answer: str, text: str) -> str:
             theirs = chat.render(conversation, answer_next)
             # the answer to the last step is not read, but it must follow where it is read
             if theirs != ours if answer_next else not theirs.startswith(ours + answer):
-                if len(prompt) > 1 or len(text) > 1:
+                if text != _CORES[0]:
                     return f"rewrites the text {text[:40]!r} of a message"
                 return "writes the last message otherwise than earlier ones, or more than messages as they are"
     return ""
@@ -133,8 +133,15 @@ def check_stream(name: str, file: Path, form: InputFormat, vocabulary: int, toke
         try:
             whole = encoder.encode(Trajectory("P", steps))
             closed = [encoder.encode(Trajectory("P", steps[:count])) for count in (1, 2)]
-        except InputError:  # such a text is refused when it comes
+        except InputError as error:  # such a text is refused when it comes, but not every text
+            if (end, text) == pairs[0]:
+                raise CheckpointError(f"checkpoint {name}: its tokenizer does not fit its format: {error}") from None
             continue
+        if form.format == "template" and {*whole.ids[list(whole.read_at)].tolist()} != {form.separator_id}:
+            raise CheckpointError(
+                f"checkpoint {name}: its tokenizer does not read {form.separator!r} in a text as that token; save the "
+                "tokenizer again with transformers, the token not normalized"
+            )
         for part, at in zip(closed, whole.read_at, strict=False):
             if part.read_at[-1] != at or part.ids[: at + 1].tolist() != whole.ids[: at + 1].tolist():
                 raise CheckpointError(
