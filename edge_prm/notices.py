@@ -16,6 +16,10 @@ class AmbiguousSourceWarning(EdgePRMWarning):
     """A source names an embedded checkpoint, and a folder of that name exists here too."""
 
 
+class AmbiguousHeadWarning(EdgePRMWarning):
+    """A head is taken for one kind, and the checkpoint does not name its kind."""
+
+
 class ToleranceWarning(EdgePRMWarning):
     """An exported bundle is further from full precision than its recipe allows."""
 

@@ -41,9 +41,9 @@ def load(
 
     `threads`: threads of the engine, by default one per core that this process may use. `device`: `cpu`, `gpu` (GGUF
     bundles, where llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by
-    default. A model belongs to the process that loaded it: a forked child must load its own. Raises BundleError when
-    the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its engine is not installed,
-    InputError for a bad option.
+    default. A forked child opens an ONNX bundle again at its first use; a GGUF bundle must be loaded in the child.
+    Raises BundleError when the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its
+    engine is not installed, InputError for a bad option.
     """
     bundle = open_bundle(path)
     return PRM(bundle, threads=threads, backend=backend, device=device, gpu_layers=gpu_layers)
@@ -300,7 +300,8 @@ class PRM:
     def _scorer(self) -> Iterator[PrefixScorer]:
         """Lend the idle sequence, with the last text still in it, or a new one when another thread has it."""
         if os.getpid() != self._process:  # in a forked child the lock may be held by a thread that is not there
-            self.model.start()  # an engine says that it cannot be used here
+            self.model.start()  # an engine that cannot be used here says so
+            self._process, self._lock, self._idle = os.getpid(), threading.Lock(), None
         with self._lock:
             scorer, self._idle = self._idle, None
         if scorer is None:

@@ -6,7 +6,8 @@ A signal handler of Python runs in the main thread only, and only between two in
 thread never runs an engine itself: a thread does, and the main thread waits, which a signal can end.
 
 After a fork the child has the engine's memory without its threads: a run would wait for them for ever, and so would
-the engine's destructor. So a child is refused, and never frees what it got from its parent.
+the engine's destructor. So a child never runs or frees what it got from its parent: it opens the model again where the
+engine can do that (ONNX Runtime), and is refused where it cannot (llama.cpp).
 
 A mapped file that is overwritten gives other weights to a model that is loaded, or ends the process.
 """
@@ -98,6 +99,17 @@ class WeightFiles:
                     f"{path} was replaced while it was loaded; load the bundle again (and replace a bundle by "
                     "renaming a new folder, never by writing into its files)"
                 )
+
+    def check_places(self) -> None:
+        """BackendError when a path leads to another file than the one that was opened."""
+        self.check()
+        for path, file, _ in self._files:
+            try:
+                same = os.path.samestat(os.stat(path), os.fstat(file))
+            except OSError:
+                same = False
+            if not same:
+                raise BackendError(f"{path} was replaced since the parent process loaded it; load the bundle again")
 
 
 def _version(file: int) -> tuple[int, int]:

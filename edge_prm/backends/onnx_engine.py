@@ -23,10 +23,15 @@ Result = TypeVar("Result")
 
 
 class OnnxSession:
-    """An InferenceSession of a bundle; runs of several threads take turns, since each run uses all of its threads."""
+    """An InferenceSession of a bundle; runs of several threads take turns, since each run uses all of its threads.
+
+    A forked child opens a session of its own when it first needs it, since those of its parent have no threads there.
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        path = bundle.folder / MODEL_NAME
+        self._path = path = bundle.folder / MODEL_NAME
+        self._threads = threads
+        self._reopen = False
         files = bundle.manifest.files
         self._files = WeightFiles(bundle.folder / name for name in files if name != TOKENIZER_NAME)
         check_external_data(path, files)
@@ -38,12 +43,15 @@ class OnnxSession:
     @property
     def engine(self) -> onnxruntime.InferenceSession:
         """The session itself; BackendError when the model is closed."""
+        if self._reopen:
+            self._files.check_places()
+            self._session, self._reopen = open_session(self._path, self._threads), False
         if self._session is None:
             raise BackendError("the model is closed; load it again")
         return self._session
 
     def check(self) -> None:
-        """BackendError in a forked child, or when a file of the weights was overwritten."""
+        """BackendError when a file of the weights was overwritten."""
         self._guest.check()
         self._files.check()
 
@@ -70,10 +78,8 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the weights, after a run of another thread."""
-        if not self._guest.at_home:  # the lock may be held by a thread that is not in this process
-            return
         with self._lock:
-            self._session = None
+            self._session, self._reopen = None, False
         self._guest.close()
 
     def abandon(self) -> None:
@@ -81,6 +87,9 @@ class OnnxSession:
         if self._session is not None:
             make_immortal(self._session)
             make_immortal(getattr(self._session, "_sess", None))
+            self._session, self._reopen = None, True
+        self._guest = Guest()
+        self._lock = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
 def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from reprlib import repr as short_repr
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError, HeadNotFoundError, InputError
+from edge_prm.notices import AmbiguousHeadWarning
 from edge_prm_export.checkpoint import Checkpoint
 from edge_prm_export.unpickle import load_state_dict
 from edge_prm_export.vocabulary import open_tokenizer, token_id
@@ -102,10 +104,11 @@ def _token_class(checkpoint: Checkpoint) -> RewardHead:
     layer = _two_labels(checkpoint, "score")
     names = _architectures(checkpoint)
     if not any(part in name for name in names for part in _STEP_ARCHITECTURES):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name}: score.weight judges steps or solutions, and the architectures of "
-            f"config.json ({', '.join(names) or 'none'}) do not say which; if the model was trained on steps (TRL's "
-            'PRMTrainer), name one such as "Qwen2ForTokenClassification" there'
+        warnings.warn(
+            f"checkpoint {checkpoint.name}: score.weight is taken for the head of TRL's PRMTrainer, which judges "
+            f"steps; the architectures of config.json ({', '.join(names) or 'none'}) do not name a token classifier",
+            AmbiguousHeadWarning,
+            stacklevel=2,
         )
     return RewardHead("token_class", (layer,))
 
