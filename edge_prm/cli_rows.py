@@ -187,7 +187,7 @@ class _Job:
         for note, count in self.left_out.most_common(20):
             click.echo(f"Note: {printable(note)} ({count} {'row' if count == 1 else 'rows'})", err=True)
         if self.bad:
-            click.echo(f"{self.done} rows done, {self.bad} bad rows left out", err=True)
+            click.echo(f"{self.done} rows done, {self.bad} bad left out", err=True)
             sys.exit(EXIT_SOME_FAILED)
 
 

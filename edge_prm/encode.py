@@ -81,29 +81,60 @@ class Encoder:
         known = {*END_TOKENS, *self._literal.special} - {self._format.separator, (self.separator_text or "").strip()}
         return max((token for token in known if token and bare.endswith(token)), key=len, default=None)
 
-    def encode(self, trajectory: Trajectory) -> Encoded:
+    def encode(self, trajectory: Trajectory, known: Encoded | None = None) -> Encoded:
         """Return ids and read positions, before any model work.
+
+        `known`: the same trajectory's first steps, all of them closed by a separator; only the text from the last of
+        these on is tokenized then, where that gives the same ids.
 
         Raises ContextLengthError when the ids outgrow the model's context, and InputError for text that the
         checkpoint's chat template would rewrite, or that becomes a token which the format puts in by itself.
         """
         self._check_refused(trajectory)
-        encode = self._encode_pieces if self._format.format == "pieces" else self._encode_run
-        encoded = encode(trajectory)
+        if self._format.format == "pieces":
+            encoded = self._encode_pieces(trajectory)
+        else:
+            encoded = self._encode_run(trajectory, known)
         if len(encoded.ids) > self._context_length:
             raise ContextLengthError(len(encoded.ids), self._context_length)
         return encoded
 
-    def _encode_run(self, trajectory: Trajectory) -> Encoded:
+    def _encode_run(self, trajectory: Trajectory, known: Encoded | None) -> Encoded:
         """One text; a step is read at the token that holds the last character of its separator."""
         text, begin, ends = compose(self._named, trajectory)
+        encoded = None if known is None else self._continued(text, ends, known)
+        if encoded is None:
+            ids, starts = self._tokens(text)
+            read_at = np.searchsorted(starts, ends, side="left") - 1 + len(self._first)
+            start = int(np.searchsorted(starts, begin, side="right")) - 1 + len(self._first)
+            encoded = Encoded(np.concatenate([np.array(self._first, np.int64), ids]), tuple(read_at.tolist()), start)
+        self._check_literal(encoded.ids, text)
+        return encoded
+
+    def _continued(self, text: str, ends: Sequence[int], known: Encoded) -> Encoded | None:
+        """The ids of a text whose first steps are known; None where they are not those of the last step by itself.
+
+        Ids of a closed step do not depend on what follows it. Whether those of the next depend on what comes before is
+        found out at the last step that is known: it is tokenized again, without the text before it.
+        """
+        count = len(known.read_at)
+        if count < 2:
+            return None
+        cut, base = ends[count - 2], known.read_at[-2] + 1
+        ids, starts = self._tokens(text[cut:])
+        last = known.ids[base : known.read_at[-1] + 1]
+        if ids[: len(last)].tolist() != last.tolist() or starts[len(last) : len(last) + 1].tolist() != [
+            ends[count - 1] - cut
+        ]:
+            return None
+        new = np.searchsorted(starts + cut, ends[count:], side="left") - 1 + base
+        return Encoded(np.concatenate([known.ids[:base], ids]), (*known.read_at, *new.tolist()), known.start)
+
+    def _tokens(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Ids of a text, and the index of the character that each begins with."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
-        ids = np.array(self._first + encoding.ids, dtype=np.int64)
-        self._check_literal(ids, text)
-        read_at = np.searchsorted(starts, ends, side="left") - 1 + len(self._first)
-        start = int(np.searchsorted(starts, begin, side="right")) - 1 + len(self._first)
-        return Encoded(ids, tuple(read_at.tolist()), start)
+        return np.array(encoding.ids, dtype=np.int64), starts
 
     def _encode_pieces(self, trajectory: Trajectory) -> Encoded:
         """As TRL's PRMTrainer tokenizes: prompt, then each step and the separator, every piece on its own."""

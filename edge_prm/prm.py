@@ -17,7 +17,7 @@ from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
 from edge_prm.manifest import Manifest
-from edge_prm.score import Ranking, Score, StepScore
+from edge_prm.score import Ranking, Score, made_score
 from edge_prm.session import PrefixScorer, Session
 from edge_prm.split import shown, splitter
 from edge_prm.trajectory import Trajectory, check_prompt
@@ -339,17 +339,6 @@ def _weak(method: Callable[[], None]) -> Callable[[], None]:
             found()
 
     return call
-
-
-def made_score(trajectory: Trajectory, encoded: Encoded, rewards: Sequence[float], name: str, computed: int) -> Score:
-    """The Score of the steps that have a reward: all of a trajectory, or the first ones of a pruned candidate."""
-    starts = [encoded.start, *(at + 1 for at in encoded.read_at)]
-    steps = tuple(
-        StepScore(step.text, step.kind, reward, (start, at + 1), step.place)
-        for step, reward, start, at in zip(trajectory.steps, rewards, starts, encoded.read_at, strict=False)
-    )
-    score = aggregate_rewards(name, rewards)
-    return Score(steps, score, name, len(encoded.ids), computed, trajectory.cut_at)
 
 
 def _candidates(candidates: object) -> list[Steps | Trajectory]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.errors import EdgePRMError
+
+if TYPE_CHECKING:
+    from edge_prm.encode import Encoded
+    from edge_prm.trajectory import Trajectory
 
 SCHEMA = 1
 """Version of the JSON of `Score.as_dict` and `Ranking.as_dict`; a field that changes its meaning raises it."""
@@ -117,6 +122,17 @@ class Ranking:
             "stopped": list(self.stopped),
             "computed": self.computed,
         }
+
+
+def made_score(trajectory: Trajectory, encoded: Encoded, rewards: Sequence[float], name: str, computed: int) -> Score:
+    """The Score of the steps that have a reward: all of a trajectory, or the first ones of a pruned candidate."""
+    starts = [encoded.start, *(at + 1 for at in encoded.read_at)]
+    steps = tuple(
+        StepScore(step.text, step.kind, reward, (start, at + 1), step.place)
+        for step, reward, start, at in zip(trajectory.steps, rewards, starts, encoded.read_at, strict=False)
+    )
+    score = aggregate_rewards(name, rewards)
+    return Score(steps, score, name, len(encoded.ids), computed, trajectory.cut_at)
 
 
 _LONE_SURROGATE = re.compile(

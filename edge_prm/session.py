@@ -14,11 +14,10 @@ from types import TracebackType
 
 import numpy as np
 
-from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.backends import Backend
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import BackendError, InputError
-from edge_prm.score import Score, StepScore
+from edge_prm.score import Score, made_score
 from edge_prm.split import STEP_SEPARATOR, kinds_of
 from edge_prm.trajectory import Step, Trajectory, check_prompt, check_step
 
@@ -88,8 +87,7 @@ class Session:
         self._default_aggregate = default_aggregate
         self._steps: list[Step] = []
         self._rewards: list[float] = []
-        self._read_at: list[int] = []
-        self._start = self._tokens = 0
+        self._encoded: Encoded | None = None
         self._computed_before = scorer.computed
         self._lock = threading.RLock()
         self._closed = False
@@ -110,7 +108,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Tokens of the text up to now: prompt, steps and separators."""
-        return self._tokens
+        return 0 if self._encoded is None else len(self._encoded.ids)
 
     @property
     def computed(self) -> int:
@@ -130,12 +128,11 @@ class Session:
                 raise InputError("the last step was pushed already; trim the session or start another")
             text = check_step(step, f"step {len(self._steps)}")
             steps = [*self._steps, Step(text, "" if last else STEP_SEPARATOR)]
-            encoded = self._encoder.encode(Trajectory(self._prompt, tuple(steps)))
+            encoded = self._encoder.encode(Trajectory(self._prompt, tuple(steps)), self._encoded)
             reward = self._scorer.rewards(Encoded(encoded.ids, encoded.read_at[-1:]))[0]
             self._steps = steps
             self._rewards.append(reward)
-            self._read_at.append(encoded.read_at[-1])
-            self._start, self._tokens = encoded.start, len(encoded.ids)
+            self._encoded = encoded
             return reward
 
     def score(self, aggregate: str | None = None) -> Score:
@@ -144,15 +141,13 @@ class Session:
             if not self._rewards:
                 raise InputError("no step was pushed yet, so there is nothing to score")
             name = aggregate or self._default_aggregate
-            starts = [self._start, *(at + 1 for at in self._read_at)]
+            assert self._encoded is not None, "there are rewards"
+            kinds = kinds_of(self.steps)
             steps = tuple(
-                StepScore(step.text, kind, reward, (start, at + 1), index)
-                for index, (step, kind, reward, start, at) in enumerate(
-                    zip(self._steps, kinds_of(self.steps), self._rewards, starts, self._read_at, strict=False)
-                )
+                Step(step.text, step.separator, kind, index)
+                for index, (step, kind) in enumerate(zip(self._steps, kinds, strict=True))
             )
-            score = aggregate_rewards(name, self._rewards)
-            return Score(steps, score, name, self._tokens, self.computed)
+            return made_score(Trajectory(self._prompt, steps), self._encoded, self._rewards, name, self.computed)
 
     def trim(self, steps: int) -> None:
         """Forget all but the first `steps` steps, to write on from there; InputError when there are fewer."""
@@ -160,17 +155,16 @@ class Session:
             self._check_open()
             if isinstance(steps, bool) or not hasattr(steps, "__index__") or not 0 <= steps <= len(self._steps):
                 raise InputError(f"cannot trim to {steps!r} steps: the session holds {len(self._steps)}")
-            for held in (self._steps, self._rewards, self._read_at):
-                del held[steps:]
-            self._tokens = len(self._encoder.encode(Trajectory(self._prompt, tuple(self._steps))).ids) if steps else 0
+            del self._steps[steps:]
+            del self._rewards[steps:]
+            self._encoded = self._encoder.encode(Trajectory(self._prompt, tuple(self._steps))) if steps else None
 
     def branch(self) -> Session:
         """Return a session of its own that begins with the same prompt and steps; nothing is computed again."""
         with self._lock:
             self._check_open()
             other = Session(self._scorer.branch(), self._encoder, self._prompt, self._default_aggregate)
-            other._steps, other._rewards, other._tokens = list(self._steps), list(self._rewards), self._tokens
-            other._read_at, other._start = list(self._read_at), self._start
+            other._steps, other._rewards, other._encoded = list(self._steps), list(self._rewards), self._encoded
             return other
 
     def close(self) -> None:

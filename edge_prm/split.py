@@ -36,6 +36,8 @@ THINKING_TAGS = (
     ("[THINK]", "[/THINK]"),
 )
 """(opening, closing) tags that models write around their thinking."""
+KNOWN_SEPARATORS = ("<extra_0>", "ки")
+"""Step separators of published judges, which texts made for another judge may hold."""
 ANSWER_TAGS = (("<answer>", "</answer>"), ("<|begin_of_solution|>", "<|end_of_solution|>"))
 """(opening, closing) tags that models write around what follows their thinking."""
 
@@ -188,6 +190,9 @@ def other_split(text: str, steps: int) -> str:
     """
     if steps != 1:
         return ""
+    for token in KNOWN_SEPARATORS:
+        if len(pieces := [piece for piece in cut_at(text, token) if piece]) > 1:
+            return f"--split '{re.escape(token)}' would give {len(pieces)}"
     if len(_NUMBERED.findall(text)) > 1:
         pattern = r"(?=\bStep \d)"
         count = len(split_completion(text, pattern)[1])

@@ -14,7 +14,7 @@ from edge_prm.aggregate import aggregate
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, InputError
 from edge_prm.prm import PRM
-from edge_prm.trajectory import Trajectory
+from edge_prm.trajectory import Step, Trajectory
 
 
 @repeated
@@ -194,3 +194,27 @@ def test_threads_may_push_to_one_session(prm: PRM, expected: Callable) -> None:
         run_threads(lambda worker: [session.push(f"{worker} {i}") for i in range(5)] and None, 4)
         assert len(session.steps) == 20
         assert session.rewards[:-1] == expected(PROMPT, list(session.steps))[:-1]
+
+
+@repeated
+@given(prompt=STEP, steps=st.lists(STEP, min_size=3, max_size=8))
+def test_ids_of_a_push_are_those_of_the_complete_text(encoder: Encoder, prompt: str, steps: list[str]) -> None:
+    known = None
+    for count in range(1, len(steps) + 1):
+        closed = Trajectory.of(prompt, steps[:count])
+        closed = Trajectory(closed.prompt, (*closed.steps[:-1], Step(closed.steps[-1].text, "\n\n")))
+        for trajectory in (Trajectory.of(prompt, steps[:count]), closed):
+            continued, whole = encoder.encode(trajectory, known), encoder.encode(trajectory)
+            assert continued.ids.tolist() == whole.ids.tolist()
+            assert (continued.read_at, continued.start) == (whole.read_at, whole.start)
+        known = encoder.encode(closed, known)
+
+
+def test_a_push_tokenizes_its_own_text_and_not_all_before_it(prm: PRM, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    tokens = Encoder._tokens
+    monkeypatch.setattr(Encoder, "_tokens", lambda self, text: lengths.append(len(text)) or tokens(self, text))
+    with prm.session(PROMPT) as session:
+        for index in range(40):
+            session.push(f"{index}: {STEPS[0]}")
+    assert max(lengths[2:]) < 3 * len(STEPS[0]) + 20
