@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,9 +124,8 @@ class Encoder:
         cut, base = ends[count - 2], known.read_at[-2] + 1
         ids, starts = self._tokens(text[cut:])
         last = known.ids[base : known.read_at[-1] + 1]
-        if ids[: len(last)].tolist() != last.tolist() or starts[len(last) : len(last) + 1].tolist() != [
-            ends[count - 1] - cut
-        ]:
+        follows = starts[len(last) : len(last) + 1].tolist() == [ends[count - 1] - cut]
+        if not follows or ids[: len(last)].tolist() != last.tolist():
             return None
         new = np.searchsorted(starts + cut, ends[count:], side="left") - 1 + base
         return Encoded(np.concatenate([known.ids[:base], ids]), (*known.read_at, *new.tolist()), known.start)
