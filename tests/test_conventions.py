@@ -249,6 +249,32 @@ def test_a_chat_of_judged_turns_gives_the_ids_of_apply_chat_template(
                 chat.append({"role": "assistant", "content": "+"})
 
 
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
+    "{% else %} {{ m.content.strip() }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_an_answer_that_shares_a_token_with_a_blank_is_read_before_the_blank(checkpoint_with: Callable) -> None:
+    """Llama 2's template opens no answer by itself; the judgement is of the token before `Ġ+`."""
+    folder = checkpoint_with(chat_template=LLAMA_2)
+    form = input_format(opened(folder), "token_pair", answer="Ġ+")
+    encoder, reference = encoder_for(folder, form), theirs(folder)
+    good = reference.convert_tokens_to_ids("Ġ+")
+    for prompt in PROMPTS:
+        for steps in STEPS:
+            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
+            chat: list[dict[str, str]] = []
+            for index, step in enumerate(steps):
+                chat.append({"role": "user", "content": step if index else f"{prompt} {step}"})
+                chat.append({"role": "assistant", "content": "+"})
+                ids = list(reference.apply_chat_template(chat, return_dict=False))
+                assert ids[-2] == good
+                assert encoded.ids[: encoded.read_at[index] + 1].tolist() == ids[:-2]
+    with pytest.raises(CheckpointError, match=r"the answer '\+' is the token \['Ġ\+'\] and not '\+'; .*--good-token"):
+        input_format(opened(folder), "token_pair", answer="+")
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_tags_give_the_ids_of_the_text(checkpoint_with: Callable, tokenizer: str) -> None:
     """Math-Shepherd's way: one text, a tag closes each step."""

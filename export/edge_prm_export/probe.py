@@ -76,12 +76,15 @@ def check_chat(chat: Chat, form: InputFormat, answer: str = "") -> InputFormat:
 def _difference(chat: Chat, form: InputFormat, answer: str, text: str) -> str:
     """What the template does with a text as prompt, as first and as a later step that the format does not; "" if
     nothing."""
+    follows = form.after[: form.after.find(answer) + len(answer)] if answer else ""  # blanks may be before the answer
     for prompt, *steps in ((text, "b"), ("a", text), ("a", "b", text), ("a", text, "b"), (text, text, text, text)):
         ours, _, _ = compose(form, Trajectory(prompt, tuple(map(Step, steps))))
         for conversation, answer_next in _conversations(form, prompt, steps, answer):
             theirs = chat.render(conversation, answer_next)
+            if answer_next and theirs == chat.render(conversation):
+                continue  # the template opens no answer by itself; how a given one follows is looked at next
             # the answer to the last step is not read, but it must follow where it is read
-            if theirs != ours if answer_next else not theirs.startswith(ours + answer):
+            if theirs != ours if answer_next else not theirs.startswith(ours + follows):
                 if text != _CORES[0]:
                     return f"rewrites the text {text[:40]!r} of a message"
                 return "writes the last message otherwise than earlier ones, or more than messages as they are"

@@ -121,16 +121,41 @@ def _tagged(
         raise InputError(
             "after_step goes with separator; without one, the chat template says what stands between steps"
         )
-    # the answer to an earlier step stands in the text of the next one, as in training
-    chat = open_chat(checkpoint)
+    return _judged_turns(open_chat(checkpoint), tokenizer, between, answer)
+
+
+def _judged_turns(chat: Chat, tokenizer: Tokenizer, between: str, good_token: str) -> InputFormat:
+    """RLHFlow's way: each step is a message of the user, and the token before the assistant's answer is read. The
+    answer to an earlier step is in the text of the next one, as in training."""
     messages = [_USER, _ASSISTANT, _USER_AGAIN]
     before, opening, rest = _pieces(chat, *messages)
-    if (answer_id := tokenizer.token_to_id(answer)) is not None:  # a piece of the vocabulary: `Ġ+` is said as ` +`
-        answer = tokenizer.decode([answer_id], skip_special_tokens=False)
+    good_id = tokenizer.token_to_id(good_token)
+    # a piece of the vocabulary: `Ġ+` is said as ` +`
+    answer = good_token if good_id is None else tokenizer.decode([good_id], skip_special_tokens=False)
     answer = trim(answer, find_trim(chat, 1, messages))
-    form = InputFormat("tagged", opening, before=before, between=between, after=answer + rest)
+    opening, lead = _parted(tokenizer, opening, answer)
+    opened, answered = (_ids(tokenizer, opening + text) for text in ("", lead + answer))
+    if good_id is not None and answered[len(opened) : len(opened) + 1] != [good_id]:
+        found = [tokenizer.id_to_token(id_) for id_ in answered[len(opened) :]]
+        raise CheckpointError(
+            f"checkpoint {chat.name}: in its chat template, the answer {answer!r} is the token {found[:1]} and not "
+            f"{good_token!r}; name the right ones with --good-token and --bad-token"
+        )
+    form = InputFormat("tagged", opening, before=before, between=between, after=lead + answer + rest)
     form = replace(form, trim_user=find_trim(chat, 2, messages))
     return check_chat(chat, form, answer)
+
+
+def _parted(tokenizer: Tokenizer, opening: str, answer: str) -> tuple[str, str]:
+    """Blanks before an answer that are in one token with it belong to it: what opens the answer, and those blanks."""
+    opened = _ids(tokenizer, opening)
+    if _ids(tokenizer, opening + answer)[: len(opened)] == opened:
+        return opening, ""
+    return opening.rstrip(" "), opening[len(opening.rstrip(" ")) :]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
