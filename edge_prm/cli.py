@@ -354,4 +354,4 @@ def _counted(rows: Iterator[Any]) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run(main)
