@@ -12,9 +12,11 @@ are first used, so that `import edge_prm` costs next to nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not from typing, which costs more than all of this package's own start
 if TYPE_CHECKING:
+    from typing import Any
+
     from edge_prm import errors
     from edge_prm.errors import EdgePRMError
     from edge_prm.prm import PRM, load

@@ -7,7 +7,10 @@ from edge_prm import interrupts
 
 def main() -> None:
     """Run the command line."""
-    interrupts.watch()
+    interrupts.run(_command)
+
+
+def _command() -> None:
     from edge_prm.cli import main as command  # noqa: TID251  # it imports click, after the handler is there
 
     command()

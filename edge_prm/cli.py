@@ -234,4 +234,4 @@ for command in (score, rank, show_rows, bench):
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run(main)

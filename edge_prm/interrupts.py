@@ -10,15 +10,20 @@ Only the command line does this: as a library, edge-prm never touches signal han
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import threading
-from types import FrameType
-from typing import Any, NoReturn
 
 from edge_prm.exit_codes import EXIT_INTERRUPTED
+
+TYPE_CHECKING = False  # not from typing: the fewer imports come before the handler is there, the better
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
 
 GRACE_SECONDS = 0.7
 MESSAGE = "Interrupted"
@@ -50,6 +55,16 @@ def watch() -> None:
         threading.Thread(target=_end_after_grace, args=(read_end,), daemon=True, name="edge-prm interrupt").start()
 
 
+def run(command: Callable[[], object]) -> None:
+    """Run the command line; an interrupt after its end is ignored, since everything is done."""
+    watch()
+    try:
+        command()
+    finally:
+        if _State.watching:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def begin() -> None:
     """From here on an interrupt raises KeyboardInterrupt."""
     _State.unwinding = True
@@ -68,20 +83,23 @@ def interrupted() -> bool:
 def leave() -> NoReturn:
     """Say so on stderr and exit with code 130: SystemExit in somebody else's process, at once in our own.
 
-    At once, because interpreter exit waits for threads, and an engine that loads a model cannot be stopped.
+    At once, because interpreter exit waits for threads, and an engine that loads a model cannot be stopped. What was
+    registered for the exit runs, such as the removal of temporary folders.
     """
     if not _State.watching:
         print(MESSAGE, file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED)
-    with contextlib.suppress(Exception):
+    try:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
-    _exit()
+    finally:
+        _exit()
 
 
 def _exit() -> NoReturn:
     if _State.ended.acquire(blocking=False):  # the line comes once, whoever is first
         start = "\n" if os.isatty(2) else ""  # a progress bar may be on the current line
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # nobody may read stderr
             os.write(2, f"{start}{MESSAGE}\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
@@ -97,10 +115,14 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
 def _on_unraisable(unraisable: Any) -> None:
     """Raise a KeyboardInterrupt once more that came in a callback or finalizer, where Python can only print it."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _State.interrupted = False
-        signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.01, _again).start()  # not in here, where it would be lost as well
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _again() -> None:
+    _State.interrupted = False
+    signal.raise_signal(signal.SIGINT)
 
 
 def _end_after_grace(read_end: int) -> None:
