@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import refused, run
 
 from edge_prm.demo import CHECKPOINTS
 from edge_prm.demo.derivations import generate
-from edge_prm.errors import HeadNotFoundError, InputError, MissingExtraError
+from edge_prm.errors import InputError, OutputError
 from edge_prm.prm import load
 from edge_prm_bench.data import read_data
 from edge_prm_bench.reference_file import Provenance, ReferenceWriter, Row, read_reference
-from edge_prm_bench.torch_model import TorchPRM, head_kind
 
-PROVENANCE = Provenance("demo", "c" * 64, "d" * 64, "sigmoid", "fp32", "cpu", 1, "data.jsonl", "e" * 64, "blank", 3)
+PROVENANCE = Provenance(
+    "demo", "c" * 64, "d" * 64, "token_pair", "fp32", "cpu", 1, "data.jsonl", "e" * 64, "blank", 3,
+    versions={"torch": "2.0"}, tokens=("+", "-"), input={"format": "raw", "bos_id": None}, context_length=512,
+    compared_with="a tokenizer",
+)  # fmt: skip
 ROWS = [Row("a", (0.25, 0.1), 12), Row("b", None, 9000, "9000 tokens"), Row("ç", (0.5,), 3)]
 
 
@@ -70,15 +73,72 @@ def test_a_file_that_was_cut_in_its_header_begins_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"dtype": "bf16"}, {"checkpoint_sha256": "f" * 64}, {"data_sha256": "f" * 64}, {"batch_size": 4}]
-)
-def test_a_file_of_another_run_is_not_gone_on_with(tmp_path: Path, change: dict[str, str]) -> None:
+    "change",
+    [
+        {"dtype": "bf16"}, {"checkpoint_sha256": "f" * 64}, {"data_sha256": "f" * 64}, {"batch_size": 4},
+        {"head": "sigmoid"}, {"tokens": ("yes", "no")}, {"input": {"format": "raw", "bos_id": 1}},
+        {"context_length": 100}, {"split": "lines"}, {"versions": {"torch": "2.1"}}, {"compared_with": "none"},
+    ],
+)  # fmt: skip
+def test_a_file_of_another_run_is_not_gone_on_with(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "r.jsonl"
     ReferenceWriter(path, PROVENANCE).close()
     before = path.read_bytes()
     with pytest.raises(InputError, match=f"was begun with {next(iter(change))}"):
         ReferenceWriter(path, replace(PROVENANCE, **change))
     assert path.read_bytes() == before
+
+
+def test_a_reference_of_an_older_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(PROVENANCE.header().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="has format version 1 and this edge-prm reads 2; make it anew"):
+        read_reference(path)
+
+
+@pytest.mark.parametrize("text", ["my notes, without an end", "my notes\n", "\n", "{}\n", '{"format": "x"'])
+def test_a_file_that_is_no_reference_is_never_written_to(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"r\.jsonl"):
+        ReferenceWriter(path, PROVENANCE)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("length", range(0, 400, 23))
+def test_a_header_that_was_cut_anywhere_is_begun_anew(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(PROVENANCE.header().encode()[:length])
+    ReferenceWriter(path, PROVENANCE).close()
+    assert path.read_text() == PROVENANCE.header()
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_neither_written_nor_read(tmp_path: Path, reward: float) -> None:
+    path = tmp_path / "r.jsonl"
+    with ReferenceWriter(path, PROVENANCE) as writer, pytest.raises(ValueError, match="not JSON compliant"):
+        writer.write([Row("a", (0.5, reward), 3)])
+    path.write_text(PROVENANCE.header() + json.dumps({"id": "a", "tokens": 3, "rewards": [0.5, reward]}) + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        read_reference(path)
+
+
+def test_two_runs_to_one_file_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="this system has no locks of this kind")
+    with ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE) as first:
+        first.write(ROWS[:1])
+        with pytest.raises(InputError, match="is being written by another process"):
+            ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE)
+        first.write(ROWS[1:])
+    assert list(read_reference(tmp_path / "r.jsonl").rows) == ROWS
+    with ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE) as again:
+        assert again.done == {row.id for row in ROWS}
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "it is a folder"), ("missing/r.jsonl", "there is no folder")])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(OutputError, match=said):
+        ReferenceWriter(tmp_path / name, PROVENANCE)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "{}\n", "[]\n", "no\n", '{"format": "edge-prm-reference"}\n'])
@@ -117,7 +177,7 @@ def torch_installed() -> None:
 def test_a_reference_is_what_the_fp32_bundle_gives(
     tmp_path: Path, data_file: Path, source: str, batch_size: int
 ) -> None:
-    """Two ways to the authors' formula that share no code: torch, and the exported graph in fp32."""
+    """Two ways to the authors' formula: torch, and the exported graph in fp32."""
     pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
     from edge_prm_export import export
 
@@ -141,52 +201,176 @@ def test_a_text_over_the_positions_is_marked(tmp_path: Path, data_file: Path) ->
     rows.append(json.dumps({"id": "looks", "problem": "P", "steps": ["a <extra_0> b"]}))
     data_file.write_text("\n".join(rows))
     result = run("bench", "reference", "demo-reference", data_file, "-o", tmp_path / "r.jsonl", "--threads", 1)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["not_scored"] == 1
     by_id = {row.id: row for row in read_reference(tmp_path / "r.jsonl").rows}
     assert by_id["long"].rewards is None
     assert "positions" in by_id["long"].skipped
-    assert by_id["looks"].rewards is None
-    assert "<extra_0>" in by_id["looks"].skipped
+    assert len(by_id["looks"].rewards or ()) == 1  # plain text, as in a bundle
     assert by_id["0"].rewards is not None
 
 
 @pytest.mark.usefixtures("torch_installed")
-def test_a_run_killed_ten_times_loses_and_repeats_nothing(tmp_path: Path, data_file: Path) -> None:
-    """SIGKILL at random moments; the file is at last, byte by byte, that of a run left alone."""
-    program = [
-        sys.executable, "-c",
-        # Each trace takes a while, so that a kill falls between two of them or into one.
-        "import sys, time; import edge_prm_bench.torch_model as t; one = t.TorchPRM.rewards\n"
-        "t.TorchPRM.rewards = lambda self, batch: (time.sleep(0.15), one(self, batch))[1]\n"
-        "from edge_prm.cli import main; main(sys.argv[1:])",
-        "bench", "reference", "demo", str(data_file), "--threads", "1", "-o",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_costs_its_row_only(
+    tmp_path: Path, data_file: Path, checkpoint_of: Callable[[str], Path], batch_size: int, value: float
+) -> None:
+    """The embedding of one character overflows; the file is JSON, and its reader counts the row."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    source = Path(shutil.copytree(checkpoint_of("sigmoid"), tmp_path / "source"))
+    (broken,) = Tokenizer.from_file(str(source / "tokenizer.json")).encode("~").ids
+    weights = load_file(source / "model.safetensors")
+    weights["model.embed_tokens.weight"][broken] = value
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    rows = data_file.read_text().splitlines()[:3]
+    rows.insert(1, json.dumps({"id": "broken", "problem": "P", "steps": ["a", "b ~ c", "d"]}))
+    data_file.write_text("\n".join(rows))
+    arguments = ("-o", tmp_path / "r.jsonl", "--threads", 1, "--batch-size", batch_size)
+    result = run("bench", "reference", source, data_file, *arguments)
+    assert result.exit_code == 1
+    assert "not scored: broken: the reward of step " in result.stderr
+
+    def no_constant(text: str) -> None:
+        raise AssertionError(text)
+
+    lines = [json.loads(line, parse_constant=no_constant) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines[1:]] == ["0", "broken", "1", "2"]
+    assert ["rewards" in line for line in lines[1:]] == [True, False, True, True]
+    reference = read_reference(tmp_path / "r.jsonl")
+    assert [row.id for row in reference.rows if row.skipped] == ["broken"]
+    assert reference.rewards_for(read_data(data_file))[1] is None
+    again = run("bench", "reference", source, data_file, *arguments)
+    assert again.exit_code == 1
+
+
+@pytest.mark.usefixtures("torch_installed")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--good-token", "+", "--bad-token", "-", "--separator", " ="), "was begun with head 'sigmoid'"),
+        (("--dtype", "bf16"), "was begun with dtype 'fp32'"),
+        (("--limit", "5"), "was begun with "),
+    ],
+)
+def test_other_options_do_not_go_on_with_a_file(
+    tmp_path: Path, data_file: Path, options: tuple[str, ...], said: str
+) -> None:
+    arguments = ("bench", "reference", "demo", data_file, "-o", tmp_path / "r.jsonl", "--threads", 1)
+    assert run(*arguments).exit_code == 0
+    before = (tmp_path / "r.jsonl").read_bytes()
+    refused(run(*arguments, *options), said)
+    assert (tmp_path / "r.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("torch_installed")
+def test_options_that_describe_a_checkpoint_go_into_the_header(
+    tmp_path: Path, data_file: Path, checkpoint_of: Callable[[str], Path]
+) -> None:
+    """And the bundle that is exported with the same options has the same rewards."""
+    pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
+    from edge_prm_export import export
+
+    data_file.write_text("\n".join(data_file.read_text().splitlines()[:4]))
+    output = tmp_path / "r.jsonl"
+    arguments = ("bench", "reference", checkpoint_of("sigmoid"), data_file, "-o", output, "--threads", 1)
+    result = run(
+        *arguments,
+        "--good-token",
+        "+",
+        "--bad-token",
+        "-",
+        "--separator",
+        " !",
+        "--between",
+        "  ",
+        "--after-step",
+        "\n",
+    )
+    assert result.exit_code == 0, result.output
+    reference = read_reference(output)
+    assert (reference.provenance.head, reference.provenance.tokens) == ("token_pair", ("+", "-"))
+    form = reference.provenance.input
+    assert (form["format"], form["separator"], form["between"], form["after"]) == ("tagged", " !", "  ", "\n")
+    bundle = export(
+        str(checkpoint_of("sigmoid")), tmp_path / "bundle", recipe="fp32", token_pair=("+", "-"), separator=" !",
+        between="  ", after_step="\n",
+    )  # fmt: skip
+    with load(bundle) as prm:
+        for trace, row in zip(read_data(data_file).traces, reference.rows, strict=True):
+            assert row.rewards == pytest.approx(next(iter(prm.score_many([trace.trajectory]))).rewards, abs=1e-4)
+    output.unlink()
+    refused(run(*arguments, "--good-token", "+"), "--good-token and --bad-token go together")
+    refused(run(*arguments, "--between", "x"), "describe a token_pair head")
+    refused(run(*arguments, "--good-token", "no such", "--bad-token", "-"), "no token 'no such'")
+    assert not output.exists()
+
+
+KILLED = """
+import os, random, signal, sys, time
+import torch, transformers, edge_prm_export.torch_checkpoint, edge_prm_bench.reference  # once, for all the children
+import edge_prm_bench.torch_model as model
+from edge_prm.cli import main
+
+torch.set_num_threads(1)
+data, alone, killed, kills = sys.argv[1:]
+original = model.TorchPRM.rewards
+
+
+def slow(self, batch):  # so that a kill falls between two rows or into one
+    time.sleep(0.03)
+    return original(self, batch)
+
+
+model.TorchPRM.rewards = slow
+
+
+def start(output):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        main(["bench", "reference", "demo", data, "--threads", "1", "-o", output])
+    except SystemExit as end:
+        os._exit(end.code or 0)
+    os._exit(70)
+
+
+began = time.monotonic()
+_, status = os.waitpid(start(alone), 0)
+assert status == 0, status
+seconds = time.monotonic() - began
+rng = random.Random(5)
+for _ in range(int(kills)):
+    child = start(killed)
+    time.sleep(rng.random() * seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(open(killed, "rb").read().count(b"\\n") if os.path.exists(killed) else 0)
+_, status = os.waitpid(start(killed), 0)
+assert status == 0, status
+"""
+
+
+@pytest.mark.usefixtures("torch_installed")
+def test_a_run_killed_twenty_times_loses_and_repeats_nothing(tmp_path: Path, data_file: Path) -> None:
+    """SIGKILL at random moments of a run; the file is at last, byte by byte, that of a run left alone."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
     alone, killed = tmp_path / "alone.jsonl", tmp_path / "killed.jsonl"
-    subprocess.run([*program, str(alone)], check=True, capture_output=True, env=environment)
-    rng = random.Random(5)
-    kills = 0
-    while kills < 10:
-        process = subprocess.Popen(
-            [*program, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        before = killed.read_bytes() if killed.exists() else b""
-        deadline = time.monotonic() + 120
-        # Not during the import: until a row more is written, and then a moment later.
-        while process.poll() is None and (
-            not killed.exists() or killed.read_bytes().count(b"\n") <= before.count(b"\n")
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.15)
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.wait()
-        kills += 1
-    assert kills == 10
-    subprocess.run([*program, str(killed)], check=True, capture_output=True, env=environment)
+    kills = os.environ.get("EDGE_PRM_KILLS", "20")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, data_file, alone, killed, kills], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert len(lines) == int(kills)
+    assert lines == sorted(lines)  # no complete line is ever taken back
     assert killed.read_bytes() == alone.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "data.jsonl", "killed.jsonl"]
 
 
 @pytest.mark.usefixtures("torch_installed")
@@ -202,17 +386,18 @@ def test_cuda_where_there_is_none_is_one_sentence(tmp_path: Path, data_file: Pat
 def test_a_missing_torch_says_what_to_install(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run("bench", "reference", "demo", data_file, "-o", tmp_path / "r")
-    refused(result, 'pip install "edge-prm[reference]"')
-    with pytest.raises(MissingExtraError):
-        TorchPRM(tmp_path, "fp32")
+    refused(result, 'torch not installed; install with: pip install "edge-prm[reference]"')
+    assert not (tmp_path / "r").exists()
 
 
-def test_a_checkpoint_without_a_head_is_named(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    assert [head_kind(checkpoint_of(head)) for head in ("sigmoid", "two_class", "token_class")] == [
-        "sigmoid", "two_class", "token_class",
-    ]  # fmt: skip
-    with pytest.raises(HeadNotFoundError, match=r"reward_head\.pt"):
-        head_kind(tmp_path)
+@pytest.mark.usefixtures("torch_installed")
+def test_a_checkpoint_without_a_head_is_named(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, data_file: Path
+) -> None:
+    source = Path(shutil.copytree(checkpoint_of("sigmoid"), tmp_path / "source"))
+    (source / "reward_head.pt").unlink()
+    refused(run("bench", "reference", source, data_file, "-o", tmp_path / "r"), "has no reward head", "reward_head.pt")
+    assert not (tmp_path / "r").exists()
 
 
 def test_empty_data_is_one_sentence(tmp_path: Path) -> None:

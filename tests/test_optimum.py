@@ -355,3 +355,32 @@ def test_what_optimum_cannot_trace_is_one_sentence(
         export(str(source), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_nodes_are_known_by_their_outputs(foreign: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Another protobuf gives another wrapper of a node at each access."""
+    import onnx
+
+    import edge_prm_export.optimum_export as way
+    from edge_prm_export.checkpoint import open_checkpoint
+    from edge_prm_export.rewrite import Rewriter
+    from edge_prm_export.torch_checkpoint import load_causal_lm
+
+    checkpoint = open_checkpoint(str(foreign("llama", "sigmoid", "fp32")[0]), native=False)
+    way._trace(load_causal_lm(checkpoint), checkpoint, tmp_path / "traced")
+    model = onnx.load(str(tmp_path / "traced" / "model.onnx"), load_external_data=False)
+
+    class Graph:
+        initializer, input, output = model.graph.initializer, model.graph.input, model.graph.output
+
+        @property
+        def node(self) -> list[Any]:
+            return [type(node).FromString(node.SerializeToString()) for node in model.graph.node]
+
+    class Model:
+        graph, opset_import = Graph(), model.opset_import
+
+    rewriters = [Rewriter(each, tmp_path / "traced", "tiny") for each in (model, Model())]
+    needed = [[node.name for node in each._needed(each._cache_outputs())] for each in rewriters]
+    assert len(needed[0]) > 50
+    assert needed[0] == needed[1]
