@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edge_prm.aggregate import AGGREGATES
+from edge_prm.exit_codes import EXIT_SOME_FAILED
 from edge_prm.progress import show_progress
 
 if TYPE_CHECKING:
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 _LENGTHS = "128,512,2048"
-_EXIT_SOME_FAILED = 1
+_PARTS = ("suite", "latency", "fidelity", "quality", "reference")
 
 
 class _SuiteByDefault(click.Group):
@@ -42,9 +47,17 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 _bundles = click.argument("bundles", nargs=-1, metavar="[BUNDLE]...", type=_FILE)
 _threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
+_engine = _options(
+    _threads,
+    click.option(
+        "--device", type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True,
+        help="Where bundles run. gpu: GGUF bundles.",
+    ),
+    click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers that the GPU holds (default: all)."),
+)  # fmt: skip
 _aggregate = click.option(
     "--aggregate", type=click.Choice(tuple(AGGREGATES)),
-    help="From step rewards to a score (default: the head's own).",
+    help="Aggregation of step rewards (default: the head's own).",
 )  # fmt: skip
 _threshold = click.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
@@ -82,10 +95,11 @@ _peers = click.option("--peer", "peers", multiple=True, type=_FILE, help="Figure
 
 @click.group(cls=_SuiteByDefault)
 def bench() -> None:
-    """How fast, how big, how faithful: measure bundles on this device.
+    """Benchmark bundles on this device: latency, memory, fidelity, quality.
 
     `edge-prm bench BUNDLE...` runs all of it (the same as `edge-prm bench suite`), and without a bundle it runs on the
-    embedded demo.
+    embedded demo. The last line of stdout is a JSON document. Exit code 1: a bundle, reference or file of several
+    failed, and the others were measured.
     """
 
 
@@ -96,7 +110,7 @@ def bench() -> None:
 @_fit
 @_speed
 @_peers
-@_threads
+@_engine
 @_output
 def suite(bundles: tuple[Path, ...], **given: Any) -> None:
     """Latency, memory, fidelity and quality, side by side."""
@@ -107,7 +121,7 @@ def suite(bundles: tuple[Path, ...], **given: Any) -> None:
 @_bundles
 @_speed
 @_peers
-@_threads
+@_engine
 @_output
 def latency(bundles: tuple[Path, ...], **given: Any) -> None:
     """Load, prefill, push, rank, memory and energy."""
@@ -119,7 +133,7 @@ def latency(bundles: tuple[Path, ...], **given: Any) -> None:
 @_data
 @_references
 @_peers
-@_threads
+@_engine
 @_output
 def fidelity(bundles: tuple[Path, ...], **given: Any) -> None:
     """Rewards against full precision, and against a larger model."""
@@ -131,7 +145,7 @@ def fidelity(bundles: tuple[Path, ...], **given: Any) -> None:
 @_data
 @_references
 @_fit
-@_threads
+@_engine
 @_output
 def quality(bundles: tuple[Path, ...], **given: Any) -> None:
     """Rewards against labels: first wrong steps, and best of N."""
@@ -189,7 +203,7 @@ def reference(
     facts = {"reference": str(output), "traces": len(made.rows), "not_scored": len(skipped)}
     click.echo(json.dumps(facts | {"tokens": sum(row.tokens for row in made.rows)}))
     if skipped:
-        click.get_current_context().exit(_EXIT_SOME_FAILED)
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 def _described(
@@ -239,7 +253,7 @@ def _is_missing(name: str, find_spec: Callable[[str], Any]) -> bool:
 
 
 def _run(bundles: tuple[Path, ...], parts: tuple[str, ...], given: dict[str, Any]) -> None:
-    """Run parts of the suite and show, write and print what they measured."""
+    """Run parts of the suite; print what they measured, then write it."""
     from contextlib import ExitStack
 
     from edge_prm_bench import check_modules
@@ -247,24 +261,49 @@ def _run(bundles: tuple[Path, ...], parts: tuple[str, ...], given: dict[str, Any
     from edge_prm_bench.suite import run_suite
 
     outputs = {name: given.pop(name) for name in ("json_file", "report", "markdown")}
-    check_modules()
-    _check_outputs(outputs)
+    _check_bundles(bundles)
+    check_modules(parts, report=outputs["report"] is not None)
+    inputs = [given.get(name) or () for name in ("data", "references", "peers")]
+    _check_outputs(outputs, [*(path for paths in inputs for path in paths), *filter(None, [given.get("fit")])])
     options = _suite_options(parts, given)
     with ExitStack() as stack:
         if not bundles:
-            bundles, options = stack.enter_context(demo_pair(options, show_progress))
+            from edge_prm_export import export
+
+            bundles, options = stack.enter_context(demo_pair(options, export, show_progress))
         results = run_suite(bundles, options, show_progress)
-    _show(results, **outputs)
+    try:
+        _print(results)
+    finally:  # a pipe that was closed, or a fault of a table, does not lose the numbers
+        _write(results, **outputs)
+    if results.failures:
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _check_bundles(bundles: Sequence[Path]) -> None:
+    """UsageError for what looks like a mistyped part of the benchmark and is no folder."""
+    for bundle in bundles:
+        if bundle.exists() or len(bundle.parts) != 1:
+            continue
+        if near := difflib.get_close_matches(bundle.name.lower(), _PARTS, n=1, cutoff=0.7):
+            raise click.UsageError(
+                f"there is no bundle {bundle} here and no part of that name; for the part {near[0]}, write "
+                f"`edge-prm bench {near[0]} ...`"
+            )
 
 
 def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
+    from edge_prm_bench.engine import Engine
     from edge_prm_bench.peers import read_peers
     from edge_prm_bench.results import Options
 
     given["peers"] = read_peers(given.get("peers", ()))
+    given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers")))
     for name in ("lengths", "sweep"):
         if name in given:
             given[name] = _numbers(name, given[name])
+    if given.get("threshold", 0.0) != given.get("threshold", 0.0):
+        raise click.BadParameter("nan is not a number between 0 and 1", param_hint="--threshold")
     return Options(parts=parts, **given)
 
 
@@ -278,26 +317,27 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _check_outputs(outputs: dict[str, Path | None]) -> None:
-    """Before minutes of work, not after them."""
-    from edge_prm.errors import ExportError
+def _check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:
+    """OutputError before minutes of work, not after them."""
+    from edge_prm.errors import OutputError
+    from edge_prm.output import check_file
 
-    for path in outputs.values():
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ExportError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'no such folder'}")
+    taken = {path.resolve(): "it is one of the inputs" for path in inputs}
+    for path in filter(None, outputs.values()):
+        check_file(path)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OutputError(f"{path} cannot be written: it is read-only; give another name")
+        if path.resolve() in taken:
+            raise OutputError(f"{path} cannot be written: {taken[path.resolve()]}; give another name")
+        taken[path.resolve()] = "two outputs have this name"
 
 
-def _show(results: Results, json_file: Path | None, report: Path | None, markdown: Path | None) -> None:
+def _print(results: Results) -> None:
+    """Tables and sentences, then one JSON document as the last line."""
     from edge_prm_bench import tables
-    from edge_prm_bench.report import sentence, write_report
+    from edge_prm_bench.report import sentence
 
-    document = json.dumps(results.as_dict(), ensure_ascii=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(results.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if markdown is not None:
-        markdown.write_text(tables.markdown(results), encoding="utf-8")
-    if report is not None:
-        write_report(results, report)
+    _serve_any_encoding()
     click.echo(tables.hardware(results))
     for table in tables.tables(results):
         click.echo(f"\n{click.style(table.title, bold=True)}\n")
@@ -307,4 +347,35 @@ def _show(results: Results, json_file: Path | None, report: Path | None, markdow
     click.echo("")
     for bundle in results.bundles:
         click.echo(f"{click.style(bundle.name, bold=True)}: {sentence(results, bundle)}")
-    click.echo(document)
+    click.echo(json.dumps(results.as_dict(), allow_nan=False))  # in ASCII: no encoding changes it
+
+
+def _write(results: Results, json_file: Path | None, report: Path | None, markdown: Path | None) -> None:
+    """Write each output complete or not at all; a file that cannot be written does not cost the others."""
+    from edge_prm.errors import EdgePRMError
+    from edge_prm.output import write_file
+    from edge_prm_bench import tables
+    from edge_prm_bench.report import html
+
+    makers: list[tuple[Path | None, Callable[[], str]]] = [
+        (json_file, lambda: json.dumps(results.as_dict(), indent=2, allow_nan=False) + "\n"),
+        (markdown, lambda: tables.markdown(results)),
+        (report, lambda: html(results)),
+    ]
+    first: EdgePRMError | None = None
+    for path, make in makers:
+        if path is None:
+            continue
+        try:
+            write_file(path, make().encode("utf-8", "replace").decode("utf-8"))  # rows may hold half a surrogate pair
+        except EdgePRMError as error:
+            click.echo(f"not written: {error}", err=True)
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _serve_any_encoding() -> None:
+    """Replace characters that stdout's encoding lacks, instead of ending in a traceback in the middle of a table."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # a stream that is replaced, closed or missing
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

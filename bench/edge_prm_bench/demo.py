@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,15 @@ PROBLEMS, CANDIDATES = 50, 4
 
 
 @contextmanager
-def demo_pair(options: Options, progress: Any) -> Iterator[tuple[tuple[Path, ...], Options]]:
+def demo_pair(
+    options: Options, export: Callable[..., Path], progress: Any
+) -> Iterator[tuple[tuple[Path, ...], Options]]:
     """Yield the demo's int8 bundles, and options with its data and its references filled in where none were given.
+
+    `export` is the exporter's function: the benchmark does not import the exporter.
 
     `demo-fp32` is the full precision of the demo itself, `demo-reference` the larger model with a two-class head.
     """
-    from edge_prm_export import export
-
     with tempfile.TemporaryDirectory(prefix="edge-prm-bench-") as name:
         folder = Path(name)
         bundles = [

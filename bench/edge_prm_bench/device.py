@@ -68,7 +68,9 @@ def describe_device() -> Device:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         governor=_text(_CPU / "cpu0/cpufreq/scaling_governor"),
         power_mode=_power_mode(),
-        versions=installed_versions(("edge-prm", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")),
+        versions=installed_versions(
+            ("edge-prm", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "numpy", "tokenizers")
+        ),
     )
 
 

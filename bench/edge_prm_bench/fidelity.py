@@ -1,13 +1,13 @@
 """How faithful a bundle is: two separate questions, never one number.
 
 Quantization: the bundle against its own checkpoint in full precision. Capability: the bundle against a larger model.
-Every figure has a bootstrap interval over problems, and beside it stands the noise floor: what the full-precision
-model differs from itself by in another precision or batch shape.
+Every figure has a bootstrap interval over problems, and comes with the noise floor: what the full-precision model
+differs from itself by in another precision or batch shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,27 +15,20 @@ import numpy as np
 
 from edge_prm.aggregate import aggregate
 from edge_prm_bench import metrics
+from edge_prm_bench.coverage import Rewards as Rewards
+from edge_prm_bench.coverage import Scored as Scored
 from edge_prm_bench.data import Data
 from edge_prm_bench.metrics import Estimate
 
-Rewards = Sequence[Sequence[float] | None]
-"""Rewards of each trace of a file; None where a trace was not scored."""
-
 KENDALL_RESAMPLES = 200  # it looks at every pair
-
-
-class Scored(NamedTuple):
-    """Rewards of a file's traces, and the aggregate that turns a trace's into its score."""
-
-    name: str
-    rewards: Rewards
-    aggregate: str
 
 
 @dataclass(frozen=True)
 class Quantization:
     """Differences of step rewards, and what they change.
 
+    Computed on `traces`, which hold `rewards` rewards; `left_out` traces of the file are not among them, and `own` are
+    those that these two have rewards for, whatever other rows of the table have.
     `spearman` and `kendall` are of the traces' scores; `flips` the share of steps whose verdict at the threshold
     changes; `first_weak` the share of traces whose first weak step is the same one; `best` the share of problems whose
     best candidate is the same one, NaN without candidates.
@@ -56,12 +49,14 @@ class Quantization:
     flips: Estimate
     first_weak: Estimate
     best: Estimate
+    own: int
 
 
 @dataclass(frozen=True)
 class Capability:
     """Does the small model order things as the large one does? Rewards of two models are not the same quantity.
 
+    `traces`, `left_out` and `own` are as in Quantization.
     `spearman` and `kendall` are of the traces' scores, `steps` Spearman of all step rewards; `order` is the share of
     pairs of candidates of one problem put in the same order, `best` that of problems with the same best candidate.
     """
@@ -76,6 +71,7 @@ class Capability:
     steps: Estimate
     order: Estimate
     best: Estimate
+    own: int
 
 
 class _Pair(NamedTuple):
@@ -88,9 +84,11 @@ class _Pair(NamedTuple):
 _Problems = Sequence[Sequence[_Pair]]
 
 
-def quantization(data: Data, ours: Scored, reference: Scored, threshold: float = 0.5) -> Quantization:
-    """Compare rewards of one checkpoint with those of another way to run it."""
-    problems, left_out = _pairs(data, ours, reference)
+def quantization(
+    data: Data, ours: Scored, reference: Scored, threshold: float = 0.5, kept: Collection[int] | None = None
+) -> Quantization:
+    """Compare rewards of one checkpoint with those of another way to run it, on the traces `kept` (None: all)."""
+    problems, left_out = _pairs(data, ours, reference, kept)
     differences = _differences(problems)
     return Quantization(
         ours=ours.name,
@@ -108,12 +106,13 @@ def quantization(data: Data, ours: Scored, reference: Scored, threshold: float =
         flips=metrics.bootstrap(problems, lambda sample: metrics.flips(_flat(sample, 0), _flat(sample, 1), threshold)),
         first_weak=metrics.bootstrap(problems, lambda sample: _same_first_weak(sample, threshold)),
         best=metrics.bootstrap(problems, _same_best),
+        own=len(ours.indices & reference.indices),
     )
 
 
-def capability(data: Data, ours: Scored, reference: Scored) -> Capability:
-    """Compare rewards of one model with those of another, by order only."""
-    problems, left_out = _pairs(data, ours, reference)
+def capability(data: Data, ours: Scored, reference: Scored, kept: Collection[int] | None = None) -> Capability:
+    """Compare rewards of one model with those of another, by order only, on the traces `kept` (None: all)."""
+    problems, left_out = _pairs(data, ours, reference, kept)
     return Capability(
         ours=ours.name,
         reference=reference.name,
@@ -125,6 +124,7 @@ def capability(data: Data, ours: Scored, reference: Scored) -> Capability:
         steps=metrics.bootstrap(problems, lambda sample: metrics.spearman(_flat(sample, 0), _flat(sample, 1))),
         order=metrics.bootstrap(problems, _same_order),
         best=metrics.bootstrap(problems, _same_best),
+        own=len(ours.indices & reference.indices),
     )
 
 
@@ -138,15 +138,15 @@ def worst(data: Data, ours: Scored, reference: Scored, count: int = 5) -> list[i
     return [index for _, index in sorted(largest, key=lambda pair: (-pair[0], pair[1]))[:count]]
 
 
-def _pairs(data: Data, ours: Scored, reference: Scored) -> tuple[_Problems, int]:
-    """Pairs of rewards by problem, and how many traces one of the two has not scored."""
+def _pairs(data: Data, ours: Scored, reference: Scored, kept: Collection[int] | None) -> tuple[_Problems, int]:
+    """Pairs of rewards by problem, and how many traces are not kept or have no rewards in one of the two."""
     problems = []
     left_out = 0
     for group in data.by_problem():
         pairs = []
         for index in group:
             mine, theirs = ours.rewards[index], reference.rewards[index]
-            if mine is None or theirs is None:
+            if mine is None or theirs is None or (kept is not None and index not in kept):
                 left_out += 1
                 continue
             pairs.append(_Pair(mine, theirs, aggregate(ours.aggregate, mine), aggregate(reference.aggregate, theirs)))

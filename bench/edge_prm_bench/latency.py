@@ -1,7 +1,8 @@
 """Speed of a bundle on this device: prefill by length, pushes of a stream, ranking on a shared prompt.
 
 Prefill runs on random token ids with a reward read every 50 tokens, each time from an empty sequence. Every figure is
-of several runs after a warm-up, and tells their spread.
+of several runs after a warm-up, and comes with their spread. What prepares a run (an empty sequence, a text that makes
+the engine forget the one before) is outside the clock.
 """
 
 from __future__ import annotations
@@ -29,17 +30,27 @@ STEP = (
 PROMPT = "A long problem. " + "There are many apples in the baskets and we count them one by one. " * 12
 CANDIDATES = 16
 RUNS = 5
-SECONDS_PER_LENGTH = 40.0  # a length that takes long is run fewer times, twice at least
+_TIMED_PUSHES = 5  # at the beginning and at the end of a session
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of `runs` runs."""
+    """Seconds of `runs` runs: the shortest, the median, the 95% quantile and the longest."""
 
     best: float
     p50: float
     p95: float
+    worst: float
     runs: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of several values."""
+
+    p50: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,10 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Push:
-    """Pushes of a step of `tokens` tokens; `growth` is the time of the last ones over that of the first ones.
+    """Pushes of a step of `tokens` tokens: the first five after the one that computes the prompt, and the last five.
 
-    `computed_beyond_new` is the largest number of tokens that a push computed beyond its own.
+    `growth` is the median of the last ones over that of the first ones; `computed_beyond_new` is the largest number of
+    tokens that a push computed beyond its own.
     """
 
     tokens: int
@@ -67,50 +79,58 @@ class Push:
 
 @dataclass(frozen=True)
 class Rank:
-    """16 candidates on one prompt, with the prompt computed once and, to compare, one by one from nothing.
+    """16 candidates of one prompt: `shared` by `PRM.rank`, `alone` each on a new sequence, which computes the prompt
+    again. Both are timed in turns, from nothing; `faster` is alone over shared, turn by turn.
 
-    `needed` is prompt plus candidates: the tokens that cannot be avoided.
+    `computed` counts the tokens that a shared run computed, `needed` is prompt plus candidates: the tokens that cannot
+    be avoided. `one_by_one` counts the tokens of all texts.
     """
 
     candidates: int
     shared: Timing
     alone: Timing
+    faster: Spread
     computed: int
     needed: int
     one_by_one: int
 
 
-def time_runs(run: Callable[[], Any], runs: int = RUNS, seconds: float = SECONDS_PER_LENGTH) -> Timing:
-    """Time `run` after one warm-up, until `runs` runs are done or, from the second run on, `seconds` have passed."""
-    run()
-    taken: list[float] = []
-    while len(taken) < runs and (len(taken) < 2 or sum(taken) < seconds):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return timing(taken)
-
-
 def timing(seconds: Sequence[float]) -> Timing:
-    return Timing(min(seconds), metrics.quantile(seconds, 0.5), metrics.quantile(seconds, 0.95), len(seconds))
+    """The Timing of some runs."""
+    p50, p95 = metrics.quantile(seconds, 0.5), metrics.quantile(seconds, 0.95)
+    return Timing(min(seconds), p50, p95, max(seconds), len(seconds))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The Spread of some values."""
+    return Spread(metrics.quantile(values, 0.5), min(values), max(values))
 
 
 def measure_prefill(prm: edge_prm.PRM, tokens: int, runs: int = RUNS) -> Prefill:
-    """Time one text of `tokens` random tokens."""
-    ids = np.random.default_rng(0).integers(0, min(prm.manifest.architecture.vocabulary, 150_000), tokens)
-    read_at = sorted({*range(READ_EVERY - 1, tokens, READ_EVERY), tokens - 1})
-
-    def run() -> None:
-        sequence = prm.model.start()
-        sequence.extend(ids, read_at)
-        sequence.close()
-
-    measured = time_runs(run, runs)
+    """Time one text of `tokens` random tokens, `runs` times after a warm-up."""
+    run = prefill_run(prm, tokens)
+    run()
+    measured = timing([run() for _ in range(runs)])
     return Prefill(tokens, tokens / measured.best, measured)
 
 
+def prefill_run(prm: edge_prm.PRM, tokens: int) -> Callable[[], float]:
+    """A function that computes `tokens` random tokens on a new sequence and returns the seconds of just that."""
+    ids = np.random.default_rng(0).integers(0, min(prm.manifest.architecture.vocabulary, 150_000), tokens)
+    read_at = sorted({*range(READ_EVERY - 1, tokens, READ_EVERY), tokens - 1})
+
+    def run() -> float:
+        sequence = prm.model.start()
+        try:
+            return _seconds(lambda: sequence.extend(ids, read_at))
+        finally:
+            sequence.close()
+
+    return run
+
+
 def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
-    """Push one step after the other into a session; None where the context does not hold ten of them."""
+    """Push one step after the other into a session; None where the context does not hold eleven of them."""
     seconds: list[float] = []
     new: list[int] = []
     beyond: list[int] = []
@@ -124,33 +144,34 @@ def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
             seconds.append(time.perf_counter() - start)
             new.append(session.tokens - tokens)
             beyond.append(session.computed - before - new[-1])
-    if len(seconds) < 10:
+    if len(seconds) <= 2 * _TIMED_PUSHES:
         return None
     # The first push computes the prompt too.
-    first, last = timing(seconds[1:4]), timing(seconds[-3:])
+    first, last = timing(seconds[1 : 1 + _TIMED_PUSHES]), timing(seconds[-_TIMED_PUSHES:])
     return Push(int(np.median(new[1:])), first, last, last.p50 / first.p50, max(beyond[1:]))
 
 
-def measure_rank(prm: edge_prm.PRM) -> Rank | None:
+def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
     """Rank candidates of one prompt, and score them one by one; None where the context is too short for them."""
     candidates = [[f"Basket {i} holds {j} apples and {i * j} pears." for j in range(6)] for i in range(CANDIDATES)]
     try:
-        alone = [prm.score(PROMPT, candidate).tokens for candidate in candidates]
+        tokens = [prm.score(PROMPT, candidate).tokens for candidate in candidates]  # a warm-up too
     except ContextLengthError:
         return None
     with prm.session(PROMPT) as session:  # the prompt's own length: that of a text less its step
         session.push("x", last=True)
         prompt_tokens = session.tokens - 1
-    one_by_one = timing([_seconds(lambda: _score_alone(prm, candidates)) for _ in range(2)])
-    computed: list[int] = []
-
-    def rank() -> None:
+    shared, alone, computed = [], [], []
+    for _ in range(runs):
+        alone.append(sum(_seconds_alone(prm, candidate) for candidate in candidates))
         _forget(prm)
-        computed.append(prm.rank(PROMPT, candidates).computed)
-
-    shared = timing([_seconds(rank) for _ in range(3)])
-    needed = prompt_tokens + sum(tokens - prompt_tokens for tokens in alone)
-    return Rank(CANDIDATES, shared, one_by_one, max(computed), needed, sum(alone))
+        start = time.perf_counter()
+        ranking = prm.rank(PROMPT, candidates)
+        shared.append(time.perf_counter() - start)
+        computed.append(ranking.computed)
+    faster = spread([one / other for one, other in zip(alone, shared, strict=True)])
+    needed = prompt_tokens + sum(count - prompt_tokens for count in tokens)
+    return Rank(CANDIDATES, timing(shared), timing(alone), faster, max(computed), needed, sum(tokens))
 
 
 def gop_per_token(manifest: Manifest) -> float:
@@ -160,14 +181,17 @@ def gop_per_token(manifest: Manifest) -> float:
     return 2 * shape.layers * (attention + 3 * shape.hidden * shape.intermediate) / 1e9
 
 
-def _score_alone(prm: edge_prm.PRM, candidates: list[list[str]]) -> None:
-    for candidate in candidates:
-        _forget(prm)
-        prm.score(PROMPT, candidate)
+def _seconds_alone(prm: edge_prm.PRM, candidate: list[str]) -> float:
+    """Seconds of one candidate on a sequence of its own; the sequence is freed outside the clock."""
+    scores = prm.score_many([(PROMPT, candidate)])  # a generator: nothing is computed yet
+    return _seconds(lambda: next(scores))
 
 
 def _forget(prm: edge_prm.PRM) -> None:
-    """Score a text that has nothing in common with the next, so that no prefix of it is known."""
+    """Score a text that has nothing in common with the next, so that the idle sequence holds no part of it.
+
+    It computes a few tokens, so it is never called inside the clock.
+    """
     prm.score("!", ["?"])
 
 

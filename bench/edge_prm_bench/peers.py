@@ -10,6 +10,7 @@ and `p99` are differences of reward against full precision, on the data that the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,13 @@ class Peer:
 
 
 def read_peers(paths: Sequence[Path]) -> tuple[Peer, ...]:
-    """Read files of peers' lines; InputError names the line that is none."""
-    return tuple(peer for path in paths for peer in _read(path))
+    """Read files of peers' lines; InputError names the line that is none, and an engine that has two lines."""
+    peers = [peer for path in paths for peer in _read(path)]
+    names = [peer.name for peer in peers]
+    for peer in peers:
+        if names.count(peer.name) > 1:
+            raise InputError(f"two lines hold figures of the peer {peer.name!r}; put all its figures into one")
+    return tuple(peers)
 
 
 def _read(path: Path) -> list[Peer]:
@@ -65,4 +71,7 @@ def _peer(row: Any) -> Peer:
     others = {
         key: float(row[key]) for key in ("size_gb", "peak_gb", "mean", "p99", "spearman") if row.get(key) is not None
     }
-    return Peer(name, {int(length): float(speed) for length, speed in speeds.items()}, **others)
+    prefill = {int(length): float(speed) for length, speed in speeds.items()}
+    if not all(math.isfinite(value) for value in (*prefill.values(), *others.values())):
+        raise ValueError("a figure is not finite")
+    return Peer(name, prefill, **others)

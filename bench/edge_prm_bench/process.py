@@ -1,4 +1,4 @@
-"""What only a process of its own can tell: how long a bundle takes to load, and how much memory it needs at most."""
+"""What is measured in a process of its own: how long a bundle takes to load, and how much memory it needs at most."""
 
 from __future__ import annotations
 
@@ -6,62 +6,83 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_prm.errors import BackendError
+from edge_prm_bench.engine import Engine
+from edge_prm_bench.latency import Timing, timing
 
-# Linux hands ru_maxrss of the parent down to a new process; VmHWM starts anew with it.
+# Linux hands ru_maxrss of the parent down to a new process; VmHWM starts at zero with it. Windows has neither.
 _CODE = """
 import json, pathlib, sys, time
 start = time.perf_counter()
 import edge_prm
-prm = edge_prm.load({bundle!r}, threads={threads})
+bundle, tokens, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+prm = edge_prm.load(bundle, **options)
 loaded = time.perf_counter() - start
-if {tokens}:
+if tokens:
     import numpy as np
     vocabulary = prm.manifest.architecture.vocabulary
-    ids = np.random.default_rng(0).integers(0, min(vocabulary, 150_000), {tokens})
-    prm.model.start().extend(ids, [{tokens} - 1])
+    ids = np.random.default_rng(0).integers(0, min(vocabulary, 150_000), tokens)
+    prm.model.start().extend(ids, [tokens - 1])
 status = pathlib.Path("/proc/self/status")
-lines = status.read_text().splitlines() if status.exists() else []
+lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
 high = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
 if not high:
-    import resource
-    high = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)]
-print(json.dumps({{"load_s": loaded, "peak_gb": high[0] / 1e9}}))
+    try:
+        import resource
+    except ImportError:
+        resource = None
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        high = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit]
+print(json.dumps({"load_s": loaded, "peak_gb": high[0] / 1e9 if high else None}))
 """
 
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds from the start of the import to a bundle ready to score; `cold` is None where the page cache of the
-    bundle's files cannot be dropped."""
+    """Seconds from the start of the import to a bundle ready to score, in several processes.
 
-    warm: float
-    cold: float | None
+    `warm` with the bundle's files in the page cache, `cold` without; `cold` is None where the cache cannot be dropped.
+    """
 
-
-def measure_load(bundle: Path, threads: int | None) -> Load:
-    """Load a bundle in new processes, with its files in the page cache and without."""
-    cold = _run(bundle, threads, 0)["load_s"] if _drop_page_cache(bundle) else None
-    warm = min(_run(bundle, threads, 0)["load_s"] for _ in range(2))
-    return Load(warm, cold)
+    warm: Timing
+    cold: Timing | None
 
 
-def measure_peak_memory(bundle: Path, tokens: int, threads: int | None) -> float:
-    """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens."""
-    return float(_run(bundle, threads, tokens)["peak_gb"])
+def measure_load(bundle: Path, engine: Engine, runs: int) -> Load:
+    """Load a bundle in new processes; BackendError when one fails."""
+    cold: list[float] = []
+    while len(cold) < runs and _drop_page_cache(bundle):
+        cold.append(_run(bundle, engine, 0)["load_s"])
+    warm = [_run(bundle, engine, 0)["load_s"] for _ in range(runs)]
+    return Load(timing(warm), timing(cold) if cold else None)
 
 
-def _run(bundle: Path, threads: int | None, tokens: int) -> dict[str, Any]:
-    code = _CODE.format(bundle=str(bundle), threads=threads, tokens=tokens)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def measure_peak_memory(bundle: Path, tokens: int, engine: Engine) -> float | None:
+    """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens.
+
+    None where the system does not know it (Windows). BackendError when the process fails.
+    """
+    peak = _run(bundle, engine, tokens)["peak_gb"]
+    return None if peak is None else float(peak)
+
+
+def _run(bundle: Path, engine: Engine, tokens: int) -> dict[str, Any]:
+    command = [sys.executable, "-c", _CODE, str(bundle), str(tokens), json.dumps(asdict(engine))]
+    # The process must run the edge-prm that runs here, wherever that was imported from.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
+    )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"a process that scores {tokens} tokens with {bundle} failed ({done.returncode}): {last}")
-    facts: dict[str, Any] = json.loads(done.stdout)
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        what = f"scores {tokens} tokens with" if tokens else "loads"
+        raise BackendError(f"a process that {what} {bundle} failed ({done.returncode}): {last}")
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
 
 

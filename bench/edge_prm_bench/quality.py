@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from edge_prm.aggregate import aggregate
 from edge_prm_bench import metrics
+from edge_prm_bench.coverage import Rewards, Scored
 from edge_prm_bench.data import Data
-from edge_prm_bench.fidelity import Rewards, Scored
 from edge_prm_bench.metrics import Estimate
 
 MOST_SUBSETS = 1000
@@ -30,7 +30,8 @@ class StepQuality:
     """ProcessBench's figures at a threshold, and the AUC of step rewards, which needs none.
 
     `fitted_on` names the file that the threshold was fitted on; "" for a threshold that was given. Fitted on the same
-    file, F1 is what this judge could reach, not what it will.
+    file, F1 is what this judge could reach, not what it will. F1 is computed on `traces`, those with a usable label
+    that all rows of the table have; `own` counts those that this judge has. The AUC is of `auc_steps` labelled steps.
     """
 
     name: str
@@ -43,11 +44,17 @@ class StepQuality:
     accuracy_erroneous: float
     accuracy_correct: float
     step_auc: Estimate
+    auc_steps: int
+    own: int
 
 
 @dataclass(frozen=True)
 class BestOfN:
-    """Accuracy of the answer chosen among N candidates, over all subsets of N; lists run along `n`."""
+    """Accuracy of the answer chosen among N candidates, over all subsets of N; lists run along `n`.
+
+    Computed on `problems`. Not among them are problems of which a candidate has no label or no reward in a row of the
+    table (`incomplete`), and those with fewer candidates than the largest N (`small`).
+    """
 
     name: str
     data: str
@@ -59,6 +66,8 @@ class BestOfN:
     majority: list[float]
     random: list[float]
     oracle: list[float]
+    incomplete: int = 0
+    small: int = 0
 
     @property
     def verdict(self) -> str:
@@ -73,8 +82,13 @@ class BestOfN:
         return f"{chosen}, {against}; chance is {chance:.1%}."
 
 
-def step_quality(data: Data, scored: Scored, threshold: float, fitted_on: str = "") -> StepQuality | None:
-    """Figures of a file with labels of first wrong steps; None when it has none."""
+def step_quality(
+    data: Data, scored: Scored, threshold: float, fitted_on: str = "", kept: Collection[int] | None = None
+) -> StepQuality | None:
+    """Figures of a file with labels of first wrong steps, on the traces `kept` (None: all); None when it has none."""
+    own = _labelled(data, scored.rewards)
+    if kept is not None:
+        scored = scored.only(kept)
     rows = _labelled(data, scored.rewards)
     if not rows:
         return None
@@ -95,6 +109,8 @@ def step_quality(data: Data, scored: Scored, threshold: float, fitted_on: str = 
         accuracy_erroneous=wrong,
         accuracy_correct=right,
         step_auc=step_auc(data, scored.rewards),
+        auc_steps=sum(len(_labelled_steps(group)) for group in _step_groups(data, scored.rewards)),
+        own=len(own),
     )
 
 
@@ -128,30 +144,45 @@ def fit_threshold(data: Data, rewards: Rewards) -> float:
 
 def step_auc(data: Data, rewards: Rewards) -> Estimate:
     """AUC of step rewards: does a step that is right, as all before it are, score above one that is not?"""
-    groups = [
+
+    def of(sample: Sequence[_Steps]) -> float:
+        steps = [step for group in sample for step in _labelled_steps(group)]
+        return metrics.auc([reward for reward, _ in steps], [label for _, label in steps])
+
+    return metrics.bootstrap(_step_groups(data, rewards), of)
+
+
+_Steps = Sequence[tuple[float, bool | None]]
+
+
+def _step_groups(data: Data, rewards: Rewards) -> list[_Steps]:
+    """Reward and label of each step, by trace."""
+    return [
         list(zip(row, trace.right, strict=True))
         for trace, row in zip(data.traces, rewards, strict=True)
         if row is not None and trace.right is not None
     ]
 
-    def of(sample: Sequence[Sequence[tuple[float, bool | None]]]) -> float:
-        steps = [step for group in sample for step in group if step[1] is not None]
-        return metrics.auc([reward for reward, _ in steps], [bool(label) for _, label in steps])
 
-    return metrics.bootstrap(groups, of)
+def _labelled_steps(steps: _Steps) -> list[tuple[float, bool]]:
+    return [(reward, label) for reward, label in steps if label is not None]
 
 
-def best_of_n(data: Data, scored: Scored) -> BestOfN | None:
-    """Best-of-N accuracy by N = 1, 2, 4, …; None when the file does not say which candidates are correct.
+def best_of_n(data: Data, scored: Scored, kept: Collection[int] | None = None) -> BestOfN | None:
+    """Best-of-N accuracy by N = 1, 2, 4, …, with candidates of `kept` (None: all); None without labels of candidates.
 
     Over all subsets of N candidates of each problem, exactly. Problems count that have the largest N, so that every N
     is measured on the same ones.
     """
-    problems = []
+    if kept is not None:
+        scored = scored.only(kept)
+    problems, incomplete = [], 0
     for group in data.by_problem():
         members = [(data.traces[index], scored.rewards[index]) for index in group]
         if all(trace.correct is not None and row is not None for trace, row in members):
             problems.append([(aggregate(scored.aggregate, row or ()), trace) for trace, row in members])
+        else:
+            incomplete += any(trace.correct is not None for trace, _ in members)
     if not problems:
         return None
     sizes = Counter(len(members) for members in problems)
@@ -177,6 +208,8 @@ def best_of_n(data: Data, scored: Scored) -> BestOfN | None:
         ],
         random=[metrics.mean([metrics.mean(c) for c in correct])] * len(counts),
         oracle=[metrics.mean([oracle_accuracy(c, n) for c in correct]) for n in counts],
+        incomplete=incomplete,
+        small=len(problems) - len(used),
     )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import edge_prm
 from edge_prm.errors import MissingExtraError
+from edge_prm_bench.cells import number, size
 from edge_prm_bench.fidelity import Quantization, worst
 from edge_prm_bench.pictures import pictures
 from edge_prm_bench.results import BundleResult, Comparison, Results
-from edge_prm_bench.tables import hardware, number, size, tables
+from edge_prm_bench.tables import hardware, tables
 
 TEMPLATE = "report.html.jinja"
 WORST = 5
@@ -56,14 +56,6 @@ def html(results: Results) -> str:
     )
 
 
-def write_report(results: Results, path: Path) -> None:
-    """Write the report whole or not at all."""
-    text = html(results)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def sentence(results: Results, bundle: BundleResult) -> str:
     """What to conclude of a bundle, in a few words first."""
     parts = []
@@ -71,14 +63,16 @@ def sentence(results: Results, bundle: BundleResult) -> str:
     if main is not None:
         floors = [floor for floor in results.noise_floor if floor.data == main.data]
         beside = "".join(f"; {floor.ours} differs by {number(floor.mean.value)}" for floor in floors)
+        full = "full precision" if " fp32" in main.reference else main.reference
         parts.append(
             f"{VERDICTS[_grade(main.mean.value)]}: on {main.traces} traces of {main.data} its rewards are "
-            f"{number(main.mean.value)} from full precision on average, and {main.flips.value:.1%} of the verdicts "
+            f"{number(main.mean.value)} from {full} on average, and {main.flips.value:.1%} of the verdicts "
             f"flip{beside}."
         )
     elif bundle.golden is not None:
         parts.append(f"Its golden rewards are {number(bundle.golden.mean_difference)} from full precision on average.")
     parts += [chosen.verdict for chosen in results.best_of_n if chosen.name == bundle.name]
+    parts += [f"Failed in {f.part}: {f.reason}" for f in results.failures if f.name == bundle.name]
     if results.throttling is not None and results.throttling.slowed:
         parts.append(results.throttling.sentence)
     return " ".join(parts)
@@ -92,12 +86,13 @@ def cards(results: Results, bundle: BundleResult) -> list[Card]:
         near = next(one for one in speed.prefill if one.tokens == speed.energy_tokens)
         made.append(Card(f"{near.tokens_per_second:,.0f} tokens/s", f"one text of {near.tokens} tokens"))
         longest = max(speed.peak_gb)
-        made.append(Card(f"{speed.peak_gb[longest]:.2f} GB", f"peak memory at {longest:,} tokens"))
+        if (peak := speed.peak_gb[longest]) is not None:
+            made.append(Card(f"{peak:.2f} GB", f"peak memory at {longest:,} tokens"))
         if speed.push is not None:
             made.append(Card(f"{speed.push.first.p50 * 1000:.0f} ms", f"to judge a step of {speed.push.tokens} tokens"))
     main = _main(results, bundle)
     if main is not None:
-        made.append(Card(number(main.mean.value), "mean difference from full precision", _grade(main.mean.value)))
+        made.append(Card(number(main.mean.value), f"mean difference from {main.reference}", _grade(main.mean.value)))
     others = [one for one in results.capability if one.ours == bundle.name and not math.isnan(one.spearman.value)]
     if others:
         made.append(Card(f"{others[0].spearman.value:.2f}", f"rank correlation with {others[0].reference}"))

@@ -8,17 +8,24 @@ from typing import Any
 
 from edge_prm.manifest import Fidelity
 from edge_prm_bench import fidelity, latency, process, quality
+from edge_prm_bench.coverage import Omission
 from edge_prm_bench.data import Data
 from edge_prm_bench.device import Device, Throttling
 from edge_prm_bench.energy import Energy
+from edge_prm_bench.engine import Engine
 from edge_prm_bench.peers import Peer
 
 PARTS = ("latency", "fidelity", "quality")
+SCHEMA = "edge-prm-bench/2"
+"""2: `left_out` and `failures`; a bundle's `device`; load times, rank and pushes as several runs with their range."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure and on what; `limit` 0 means all traces of a file."""
+    """What to measure and on what; `limit` 0 means all traces of a file.
+
+    `fields`: names of the fields of rows in place of those that are detected.
+    """
 
     parts: tuple[str, ...] = PARTS
     data: tuple[Path, ...] = ()
@@ -26,7 +33,8 @@ class Options:
     fit: Path | None = None
     limit: int | None = None
     split: str = "auto"
-    threads: int | None = None
+    fields: Any = None
+    engine: Engine = field(default_factory=Engine)
     sweep: tuple[int, ...] = ()
     lengths: tuple[int, ...] = latency.LENGTHS
     runs: int = latency.RUNS
@@ -47,7 +55,7 @@ class Speed:
     prefill: list[latency.Prefill]
     push: latency.Push | None
     rank: latency.Rank | None
-    peak_gb: dict[int, float]
+    peak_gb: dict[int, float | None]
     threads_sweep: dict[int, float]
     share_of_limit: float
     energy: Energy | None
@@ -56,6 +64,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class BundleResult:
+    """A bundle and what was measured of it; `device` is what it ran on, "" where it was not run."""
+
     name: str
     source: str
     recipe: str
@@ -63,6 +73,7 @@ class BundleResult:
     size_gb: float
     golden: Fidelity | None
     speed: Speed | None
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,9 +86,18 @@ class Comparison:
     kind: str
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A bundle, reference or file that could not be used, or not to the end: in which part, and the reason."""
+
+    name: str
+    part: str
+    reason: str
+
+
 @dataclass
 class Results:
-    """Everything that was measured, in the order of the bundles."""
+    """Everything that was measured, in the order of the bundles; what numbers leave out; what failed."""
 
     device: Device
     threads: int | None
@@ -90,11 +110,20 @@ class Results:
     step_quality: list[quality.StepQuality] = field(default_factory=list)
     best_of_n: list[quality.BestOfN] = field(default_factory=list)
     peers: list[Peer] = field(default_factory=list)
+    left_out: list[Omission] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of this run."""
+        compared = self.quantization or self.capability or self.step_quality or self.best_of_n
+        return bool(compared) or any(bundle.speed is not None for bundle in self.bundles)
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: NaN is null; the rewards behind the pictures are left out."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "comparisons"}
+        """For JSON: NaN and infinity are null; the rewards that pictures are drawn from are not in it."""
+        facts = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "comparisons"}
+        return {"schema": SCHEMA, **facts}
 
 
 def _plain(value: Any) -> Any:
