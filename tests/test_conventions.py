@@ -20,9 +20,9 @@ from edge_prm.errors import CheckpointError, InputError
 from edge_prm.manifest import InputFormat
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.template import input_format
+from edge_prm_export.vocabulary import open_tokenizer
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
-transformers = pytest.importorskip("transformers", reason="the reference is transformers: pip install transformers")
 
 PROMPTS = ("What is 2 + 3 * 4?", " What?\n", "\n\n  A\tb \u00a0", "e\u0301t\u00e9, 中文 😀\r\n", "\u3000x\u2028")
 STEPS = (
@@ -172,12 +172,13 @@ def encoder_for(folder: Path, form: InputFormat) -> Encoder:
 
 
 def theirs(folder: Path) -> Any:
-    """The oracle, loaded anew where files changed."""
+    """The oracle, loaded again where files changed."""
     return _loaded(str(folder), tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())))
 
 
 @functools.lru_cache(maxsize=256)
 def _loaded(folder: str, _stamp: object) -> Any:
+    transformers = pytest.importorskip("transformers", reason="the reference is transformers: pip install transformers")
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -354,7 +355,8 @@ def test_a_look_alike_is_plain_text(checkpoint_with: Callable, tokenizer: str, k
     used = {"two_class": "<extra_0> <|im_start|> <|im_end|>", "token_pair": "<|im_start|> <|im_end|>"}.get(kind, "")
     used += " <extra_0>" if "special" in kind or kind == "tagged" else ""
     used += " <|endoftext|>" if form.bos_id is not None else ""
-    ids = {theirs(folder).convert_tokens_to_ids(token) for token in used.split()}
+    known = open_tokenizer(opened(folder))
+    ids = {known.token_to_id(token) for token in used.split()}
     ordinary = special_count(encoder.encode(Trajectory.of("Q", ["a", "b"])), ids)
     for token in LOOK_ALIKES:
         tricked = encoder.encode(Trajectory.of(f"Q {token}", [f"a{token}", f"{token}b"]))
@@ -601,10 +603,10 @@ def test_the_same_tokenizer_is_taken_where_a_token_closes_steps(tmp_path: Path, 
     folder = write_checkpoint(tmp_path / "c", make(tmp_path / "tokenizer.json"), "two_class")
     encoder = encoder_for(folder, input_format(opened(folder), "two_class"))
     steps = ["a ", "<wait> b", " c"]
-    whole = encoder.encode(Trajectory.of("Q", steps))
+    full = encoder.encode(Trajectory.of("Q", steps))
     for count in (1, 2):
         part = encoder.encode(Trajectory.of("Q", steps[:count]))
-        assert part.ids.tolist() == whole.ids[: whole.read_at[count - 1] + 1].tolist()
+        assert part.ids.tolist() == full.ids[: full.read_at[count - 1] + 1].tolist()
 
 
 def test_a_token_that_eats_what_follows_is_taken(tmp_path: Path) -> None:
@@ -630,11 +632,11 @@ def test_no_token_of_a_closed_step_depends_on_what_follows(
     folder = checkpoint_with(tokenizer, head, chat_template=TEMPLATES[template])
     encoder = encoder_of_kind(folder, kind)
     trajectory = Trajectory.of(prompt, steps)
-    whole = encoder.encode(trajectory)
+    full = encoder.encode(trajectory)
     for count in range(1, len(steps)):
         part = encoder.encode(Trajectory(prompt, trajectory.steps[:count]))
-        assert part.read_at == whole.read_at[:count]
-        assert part.ids[: part.read_at[-1] + 1].tolist() == whole.ids[: part.read_at[-1] + 1].tolist()
+        assert part.read_at == full.read_at[:count]
+        assert part.ids[: part.read_at[-1] + 1].tolist() == full.ids[: part.read_at[-1] + 1].tolist()
 
 
 # what a completion may hold
@@ -705,6 +707,7 @@ def test_a_value_head_is_read_as_skywork_does(tmp_path: Path, tokenizer_file: Pa
 
 def test_rewards_of_a_value_head_are_those_of_torch(tmp_path: Path, tokenizer_file: Path) -> None:
     torch = pytest.importorskip("torch", reason="the reference is torch: pip install torch")
+    transformers = pytest.importorskip("transformers", reason="the reference is transformers: pip install transformers")
     pytest.importorskip("onnxruntime", reason='exporting needs it: pip install "edge-prm[export]"')
     from safetensors.torch import load_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,36 @@ def test_text_of_the_user_never_becomes_a_special_token(
     tricked = encoder.encode(Trajectory.of(f"Q {token}", [f"a{token}", f"{token}\nassistant{token}"])).ids
     for id_ in special_ids.values():
         assert (tricked == id_).sum() == (ordinary == id_).sum()
+
+
+@pytest.mark.parametrize("flags", [{"special": False}, {"special": False, "normalized": True}, {"lstrip": True}])
+@given(prompt=WORDS, steps=STEPS)
+def test_text_never_becomes_the_separator_whatever_the_file_calls_it(
+    unusual: Callable, flags: dict[str, bool], prompt: str, steps: list[str]
+) -> None:
+    encoder, separator = unusual(**flags)
+    encoded = encoder.encode(Trajectory.of(prompt, steps))
+    assert encoded.read_at == tuple(np.flatnonzero(encoded.ids == separator))
+    assert len(encoded.read_at) == len(steps)
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, manifest_for: Callable) -> Callable:
+    """flags of `<extra_0>` -> a template encoder and the separator's id."""
+    made: dict[str, Encoder] = {}
+
+    def make(**flags: bool) -> tuple[Encoder, int]:
+        key = json.dumps(flags)
+        data = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+        (token,) = (token for token in data["added_tokens"] if token["content"] == "<extra_0>")
+        if key not in made:
+            token |= flags
+            file = tmp_path_factory.mktemp("unusual") / "tokenizer.json"
+            file.write_text(json.dumps(data), encoding="utf-8")
+            made[key] = Encoder(file, manifest_for("template"))
+        return made[key], token["id"]
+
+    return make
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,4 +1,4 @@
-"""A checkpoint's reward head and input format are told by what it holds, and never guessed."""
+"""A checkpoint's reward head and input format follow from what it holds, and are never guessed."""
 
 from __future__ import annotations
 

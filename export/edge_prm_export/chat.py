@@ -42,7 +42,7 @@ class Chat:
                     messages=messages, tools=None, documents=None, add_generation_prompt=answer_next, **self.tokens
                 )
             )
-        except Exception as error:  # besides TemplateError, anything that an expression in a template can raise
+        except Exception as error:  # TemplateError, and anything that an expression in a template can raise
             raise CheckpointError(
                 f"checkpoint {self.name}: its chat template cannot be rendered ({error}); "
                 "a user's and an assistant's message in turn were tried"
@@ -111,7 +111,7 @@ def _generation_tag() -> Any:
 
 
 def _find_template(checkpoint: Checkpoint) -> str:
-    """The default template, in transformers' order: files beside the tokenizer, its config, an old processor's file."""
+    """The default template, in transformers' order: its own files, the tokenizer's config, an old processor's file."""
     folder = checkpoint.folder
     named: dict[str, Any] = {}
     if (folder / TEMPLATE_NAME).is_file():

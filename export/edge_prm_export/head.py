@@ -1,4 +1,5 @@
-"""Find a checkpoint's reward head. Its kind is told by its tensors; the checkpoint's own code is never run."""
+"""Find a checkpoint's reward head. Its tensors determine its kind, with the architectures and labels of config.json; the
+checkpoint's own code is never run."""
 
 from __future__ import annotations
 

@@ -134,19 +134,19 @@ def check_stream(name: str, file: Path, form: InputFormat, vocabulary: int, toke
     for (end, text), separator in product(pairs, separators):
         steps = (Step(end, separator), Step(end, separator), Step(text))
         try:
-            whole = encoder.encode(Trajectory("P", steps))
+            full = encoder.encode(Trajectory("P", steps))
             closed = [encoder.encode(Trajectory("P", steps[:count])) for count in (1, 2)]
         except InputError as error:  # such a text is refused when it comes, but not every text
             if (end, text) == pairs[0]:
                 raise CheckpointError(f"checkpoint {name}: its tokenizer does not fit its format: {error}") from None
             continue
-        if form.format == "template" and {*whole.ids[list(whole.read_at)].tolist()} != {form.separator_id}:
+        if form.format == "template" and {*full.ids[list(full.read_at)].tolist()} != {form.separator_id}:
             raise CheckpointError(
                 f"checkpoint {name}: its tokenizer does not read {form.separator!r} in a text as that token; save the "
                 "tokenizer again with transformers, the token not normalized"
             )
-        for part, at in zip(closed, whole.read_at, strict=False):
-            if part.read_at[-1] != at or part.ids[: at + 1].tolist() != whole.ids[: at + 1].tolist():
+        for part, at in zip(closed, full.read_at, strict=False):
+            if part.read_at[-1] != at or part.ids[: at + 1].tolist() != full.ids[: at + 1].tolist():
                 raise CheckpointError(
                     f"checkpoint {name}: by its tokenizer, the tokens of the step {end!r} change when {text!r} follows "
                     "(a token or a normalizer takes white space away, or joins it); rewards step by step and at once "

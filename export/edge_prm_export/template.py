@@ -40,11 +40,12 @@ def input_format(
 ) -> InputFormat:
     """Return how prompt and steps become tokens for this kind of head.
 
-    `separator`: the text between steps (`token_class`, TRL's default is a newline), the token behind each step
+    `separator`: the text between steps (`token_class`, TRL's default is a newline), the token after each step
     (`two_class`, `<extra_0>`) or the tag that closes it (`token_pair`, Math-Shepherd's ` ки`; without one, each step is
     a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has
-    none to choose. For a `token_pair`, `between` stands between prompt and steps and `after` behind each tag but the
-    last; in a chat, `answer` is what the assistant says of a good step. Raises CheckpointError, also for a tokenizer
+    none to choose. For a `token_pair`, `between` is the text between prompt and steps, `after` the text after each tag
+    but the last; in a chat, `answer` is what the assistant says of a good step, a piece of the vocabulary. Raises
+    InputError for options that do not fit the head, CheckpointError for the rest, also for a tokenizer
     that is missing, damaged or not the model's, and for conventions that a bundle cannot reproduce token by token.
     """
     if head_kind != "token_pair" and (between is not None or after is not None):
@@ -118,9 +119,7 @@ def _tagged(
         first = leading_id(checkpoint, tokenizer)
         return InputFormat("tagged", separator, between=between, after=after, bos_id=first)
     if after is not None:
-        raise InputError(
-            "after_step goes with separator; without one, the chat template says what stands between steps"
-        )
+        raise InputError("after_step goes with separator; without one, the chat template says what is between steps")
     return _judged_turns(open_chat(checkpoint), tokenizer, between, answer)
 
 
@@ -171,7 +170,7 @@ def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
 
 
 def _pieces(chat: Chat, *contents: str) -> list[str]:
-    """Render messages of user and assistant in turn; return what stands before each of their contents, and "" where
+    """Render messages of user and assistant in turn; return what is before each of their contents, and "" where
     there is no third."""
     text = chat.render(list(contents))
     pieces = []

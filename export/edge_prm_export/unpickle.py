@@ -87,7 +87,7 @@ def load_state_dict(path: Path) -> dict[str, npt.NDArray[np.float32]]:
                 raise CheckpointError(_too_large(path))
             pickles = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl"]
             if len(pickles) != 1:
-                raise CheckpointError(f"{path} holds {len(pickles)} data.pkl; save it anew with torch.save")
+                raise CheckpointError(f"{path} holds {len(pickles)} data.pkl; save it again with torch.save")
             root = pickles[0][: -len("data.pkl")]
             data = archive.read(pickles[0])
             _refuse_shared_tuples(data, path)
@@ -95,7 +95,7 @@ def load_state_dict(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     except CheckpointError:
         raise
     except zipfile.BadZipFile:
-        raise CheckpointError(f"{path} is not a file of torch.save (or of torch before 1.6); save it anew") from None
+        raise CheckpointError(f"{path} is not a file of torch.save (or of torch before 1.6); save it again") from None
     except Exception as error:  # a damaged pickle can raise anything; none of it has run
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); get it again") from None
     if not isinstance(state, dict) or not all(

@@ -169,7 +169,7 @@ def _prefix_space(settings: Settings, tokenizer: Tokenizer) -> tuple[bool, bool]
 def _added(checkpoint: Checkpoint, what: str) -> str:
     return (
         f"checkpoint {checkpoint.name}: its tokenizer adds {what} to every text, and not one in front; "
-        "which of them a reward is read behind is not known"
+        "after which of them a reward is read is not known"
     )
 
 
