@@ -52,6 +52,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": 4}),
     "smollm3": ("SmolLM3Config", {}),
     "glm": ("GlmConfig", {}),
+    "phi": ("PhiConfig", {"num_key_value_heads": 4}),  # its output matrix has a bias
 }
 HEADS = ("sigmoid", "two_class", "token_class", "token_pair", "chat")
 """`token_pair`: a tag closes a step, as in Math-Shepherd; `chat`: steps are turns, as in RLHFlow."""

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_prm.errors import CheckpointError
+from edge_prm.errors import CheckpointError, CheckpointNotFoundError
 
 Config = Mapping[str, Any]
 
-_SAFE = "save it again with save_pretrained(folder, safe_serialization=True)"
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
 _ROPE_FIELDS = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
 """model_type -> names of (theta, rotated part) in a config of transformers 4, where they are not the usual."""
@@ -49,9 +48,10 @@ def check_loadable(folder: Path, name: str) -> None:
         )
     pickled = sorted(path.name for pattern in ("pytorch_model*.bin", "*.pth") for path in folder.glob(pattern))
     if pickled and not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            f"checkpoint {name} holds its weights in {pickled[0]} and none in safetensors; pickled weights are not "
-            f"read: {_SAFE}"
+        raise CheckpointNotFoundError(
+            name,
+            f"weight file model.safetensors is missing (only safetensors are read) and {pickled[0]} is pickled: "
+            "save it again with save_pretrained(folder, safe_serialization=True)",
         )
 
 
