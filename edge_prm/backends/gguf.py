@@ -36,7 +36,7 @@ from edge_prm.errors import BackendError, MissingExtraError
 
 MODEL_NAME = "model.gguf"
 BATCH_TOKENS = 512
-FIRST_CELLS = 2048
+FIRST_CELLS = 2048  # never less than a batch: llama.cpp ends the process for a batch that is larger than its context
 CELL_STEP = 256
 MOST_SEQUENCES = 256
 _NO_CELLS = 1  # what llama_decode returns when the context is full
@@ -216,7 +216,7 @@ class GgufModel:
         with engine_lines():
             status = self._decode(stop)
             while status == _NO_CELLS:
-                self._resize(max(2 * self._cells, _round_up(offset + len(ids) + ahead)))
+                self._resize(max(2 * self._cells, _round_up(self._cells + len(ids) + ahead)))
                 status = self._decode(stop)
         if status != 0 or self._watcher.error is not None:
             self._remove(sequence, offset)
