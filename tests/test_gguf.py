@@ -245,10 +245,10 @@ def test_a_context_grows_once_for_a_long_text_and_never_holds_two(
     made: list[int] = []
     make = backend.GgufModel._make_context
 
-    def counted(self: backend.GgufModel, cells: int) -> object:
+    def counted(self: backend.GgufModel, cells: int, sequences: int) -> object:
         assert self._handles.context is None
         made.append(cells)
-        return make(self, cells)
+        return make(self, cells, sequences)
 
     monkeypatch.setattr(backend.GgufModel, "_make_context", counted)
     model.start().extend(np.resize(IDS, 3000), [2999])
@@ -266,10 +266,10 @@ def test_without_memory_for_more_cells_what_was_held_stays(
     expected = held.branch().extend(IDS[100:150], [49])[0]
     make = backend.GgufModel._make_context
 
-    def full(self: backend.GgufModel, cells: int) -> object:
+    def full(self: backend.GgufModel, cells: int, sequences: int) -> object:
         if cells > 512:
             raise BackendError("llama.cpp has no memory")
-        return make(self, cells)
+        return make(self, cells, sequences)
 
     monkeypatch.setattr(backend.GgufModel, "_make_context", full)
     with pytest.raises(BackendError, match="no memory"):
