@@ -11,7 +11,7 @@ import pytest
 
 import edge_prm.bundle as bundle_module
 from edge_prm.bundle import STAMP_NAME, Bundle, open_bundle, sha256_of, stamp_files
-from edge_prm.errors import BundleIntegrityError, BundleNotFoundError
+from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, InputError
 from edge_prm.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 BIG = 2000
@@ -202,3 +202,52 @@ def test_a_stamp_that_cannot_be_put_in_place_leaves_nothing(folder: Path, monkey
     monkeypatch.setattr(os, "replace", fail)
     open_bundle(folder)
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST_NAME}
+
+
+# what is no file, and paths that engines cannot open
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
+    for name in FILES:
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(BundleIntegrityError, match=rf"{name}: a folder or a device"):
+            open_bundle(folder)
+        (folder / name).rmdir()
+        (folder / name).write_bytes(data)
+    open_bundle(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this needs named pipes")
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_never_read(folder: Path) -> None:
+    for name in (*FILES, MANIFEST_NAME):
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(BundleIntegrityError, match=rf"{name}: a folder or a device"):
+            open_bundle(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(data)
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("edge_prm.bundle.sha256_of", refuse)
+    with pytest.raises(BundleIntegrityError, match=r"cannot be read \(Permission denied\)"):
+        open_bundle(folder, verify_all=True)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff", b"a\0b"])
+def test_a_path_that_is_not_utf_8_is_named(tmp_path: Path, name: bytes) -> None:
+    with pytest.raises(InputError, match=r"is not UTF-8 text without zero bytes; rename the folder") as caught:
+        open_bundle(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    str(caught.value).encode("ascii")
+
+
+def test_a_path_of_other_letters_is_fine(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "ünï 模型")
+    assert open_bundle(tmp_path / "ünï 模型").folder == tmp_path / "ünï 模型"
+    assert open_bundle(os.fsencode(tmp_path / "ünï 模型")).folder == tmp_path / "ünï 模型"  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,9 +22,9 @@ from tiny import opened, write_checkpoint
 from trajectories import run_threads
 
 import edge_prm
-from edge_prm.backends import Backend, Model, load_model
+from edge_prm.backends import Backend, Model, guest, load_model
 from edge_prm.backends import gguf as backend
-from edge_prm.backends.llama_engine import gpu_layers_of
+from edge_prm.backends.llama_engine import StopFlag, gpu_layers_of
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, BundleError, InputError, OutputExistsError
@@ -204,6 +205,142 @@ def test_sequences_come_back_when_nobody_holds_them(bundle_of: Callable[..., Pat
         held[1].branch()
 
 
+def test_as_many_sessions_as_llama_cpp_allows_can_be_open_after_a_score(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "MOST_SEQUENCES", 8)
+    with edge_prm.load(bundle_of("sigmoid", "f32"), threads=1) as prm:
+        expected = prm.score(PROMPT, STEPS[:1]).rewards  # it leaves an idle sequence
+        sessions = [prm.session(PROMPT) for _ in range(8)]
+        pushed = [session.push(STEPS[0], last=True) for session in sessions]
+        assert pushed == pytest.approx(expected * 8, abs=TOLERANCES["f32"])
+        with pytest.raises(BackendError, match="8 sequences are open; close a session"):
+            prm.score(PROMPT, STEPS)
+        sessions[0].close()
+        assert len(prm.score(PROMPT, STEPS).rewards) == len(STEPS)
+
+
+def test_a_context_is_small_again_when_a_long_text_is_forgotten(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    kept = model.start()
+    kept.extend(IDS[:150], [])
+    expected = kept.branch().extend(IDS[150:], [49])[0]
+    long = model.start()
+    long.extend(np.resize(IDS, 4000), [3999])
+    assert 4096 <= model.cells <= 4608
+    long.close()  # without another call: an application that is idle must not keep the memory
+    assert model.cells == 512
+    assert abs(kept.extend(IDS[150:], [49])[0] - expected) <= TOLERANCES["f32"]
+    model.close()
+
+
+def test_a_context_grows_once_for_a_long_text_and_never_holds_two(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    made: list[int] = []
+    make = backend.GgufModel._make_context
+
+    def counted(self: backend.GgufModel, cells: int, sequences: int) -> object:
+        assert self._handles.context is None
+        made.append(cells)
+        return make(self, cells, sequences)
+
+    monkeypatch.setattr(backend.GgufModel, "_make_context", counted)
+    model.start().extend(np.resize(IDS, 3000), [2999])
+    assert made == [3072]
+    model.close()
+
+
+def test_without_memory_for_more_cells_what_was_held_stays(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    held = model.start()
+    held.extend(IDS[:100], [])
+    expected = held.branch().extend(IDS[100:150], [49])[0]
+    make = backend.GgufModel._make_context
+
+    def full(self: backend.GgufModel, cells: int, sequences: int) -> object:
+        if cells > 512:
+            raise BackendError("llama.cpp has no memory")
+        return make(self, cells, sequences)
+
+    monkeypatch.setattr(backend.GgufModel, "_make_context", full)
+    with pytest.raises(BackendError, match="no memory"):
+        model.start().extend(np.resize(IDS, 1000), [])
+    gc.collect()
+    assert abs(held.extend(IDS[100:150], [49])[0] - expected) <= TOLERANCES["f32"]
+    model.close()
+
+
+def test_a_run_that_is_stopped_leaves_the_sequence_usable(bundle_of: Callable[..., Path]) -> None:
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    sequence = model.start()
+    sequence.extend(IDS[:100], [])
+    expected = sequence.branch().extend(IDS[100:], [99])[0]
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(BackendError, match="failed at token 100"):
+        model._run(sequence._sequence, IDS[100:], 100, [99], 0, stop)  # type: ignore[attr-defined]
+    model.run(sequence._sequence, IDS[:50], 100, [])  # type: ignore[attr-defined]  # as if interrupted after it
+    assert abs(sequence.extend(IDS[100:], [99])[0] - expected) <= TOLERANCES["f32"]
+    model.close()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_what_goes_wrong_in_a_callback_comes_out_of_the_run(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    sequence = model.start()
+    expected = sequence.extend(IDS[:20], [19])[0]
+    sequence.trim(0)
+
+    def fail(tensor: int) -> bytes:
+        raise kind
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model._watcher, "_name", fail)  # type: ignore[attr-defined]
+        with pytest.raises(kind):
+            sequence.extend(IDS[:20], [19])
+    assert sequence.offset == 0
+    assert abs(sequence.extend(IDS[:20], [19])[0] - expected) <= TOLERANCES["f32"]
+    model.close()
+
+
+LOG = """
+import ctypes, gc, sys
+import llama_cpp
+import edge_prm
+lines = []
+hear = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text))
+llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
+prm = edge_prm.load(sys.argv[1])
+prm.score("q", ["a", "b"])
+prm.close()
+ours = len(lines)
+assert (ours > 0) == (sys.argv[2] == "heard"), ours
+llama_cpp.llama_model_load_from_file(b"nowhere.gguf", llama_cpp.llama_model_default_params())
+assert len(lines) > ours, "the application's own llama.cpp is silent"
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "silent"), ("0", "silent"), ("1", "heard")])
+def test_the_log_of_the_application_s_own_llama_cpp_is_given_back(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, value: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("EDGE_PRM_LLAMA_LOG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("EDGE_PRM_LLAMA_LOG", value)
+    run(["-c", LOG, str(bundle_of("sigmoid", "q8_0")), expected])
+
+
 def open_many(model: Model, held: list[Backend]) -> None:
     for _ in range(backend.MOST_SEQUENCES + 1):
         held.append(model.start())
@@ -319,6 +456,7 @@ def test_a_damaged_bundle_is_refused_by_name(bundle_of: Callable[..., Path], tmp
         ({"device": "gpu"}, "runs on the CPU only"),
         ({"gpu_layers": 3}, "runs on the CPU only"),
         ({"gpu_layers": 3, "device": "cpu"}, "gpu_layers is 3 and device is 'cpu'"),
+        ({"gpu_layers": 0, "device": "gpu"}, "gpu_layers is 0 and device is 'gpu'"),
         ({"gpu_layers": -1}, "gpu_layers is -1"),
         ({"gpu_layers": 1.5}, "gpu_layers is 1.5"),
     ],
@@ -331,6 +469,22 @@ def test_a_gpu_that_is_not_there_is_named(
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
     with pytest.raises(InputError, match=said):
         edge_prm.load(bundle_of("sigmoid", "q8_0"), **options)
+
+
+def test_a_fallback_to_the_cpu_is_logged_once(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import llama_cpp
+
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
+    monkeypatch.setattr(guest, "_logged", set())
+    with caplog.at_level(logging.INFO, "edge_prm"):
+        for device in ("cpu", "auto", "auto"):
+            edge_prm.load(bundle_of("sigmoid", "q8_0"), device=device).close()
+    (record,) = caplog.records
+    assert record.name == "edge_prm"
+    assert "device auto" in record.getMessage()
+    assert "running on the CPU" in record.getMessage()
 
 
 def test_layers_go_to_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,76 @@ def test_metadata_that_the_exporter_does_not_write_is_refused(
     refused(edited(gguf_of(), tmp_path / "edited.gguf", change), architecture, said)
 
 
+def strings(*items: bytes) -> bytes:
+    return struct.pack("<IQ", 8, len(items)) + b"".join(struct.pack("<Q", len(item)) + item for item in items)
+
+
+def changed_strings(key: str, change: Callable[[list[bytes]], None]) -> Callable[[list[Field]], Sequence[Field]]:
+    """Change the items of a list of strings."""
+
+    def changed(fields: list[Field]) -> Sequence[Field]:
+        (raw,) = (raw for name, _, raw in fields if name == key)
+        items, at = [], 12
+        while at < len(raw):
+            (length,) = struct.unpack_from("<Q", raw, at)
+            items.append(raw[at + 8 : at + 8 + length])
+            at += 8 + length
+        change(items)
+        return put(key, 9, strings(*items))(fields)
+
+    return changed
+
+
+def setting(index: int, value: bytes) -> Callable[[list[bytes]], None]:
+    return lambda items: items.__setitem__(index, value)
+
+
+TOKENS, MERGES, TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        (TOKENS, lambda items: items.__setitem__(7, items[3]), "tokens 3 and 7 are both"),
+        (TOKENS, lambda items: items.__setitem__(7, items[3] + b"\0x"), "token 7 is empty or holds a zero byte"),
+        (TOKENS, setting(5, b""), "token 5 is empty"),
+        (TOKENS, setting(5, b"\0"), "token 5 is empty"),
+        (MERGES, setting(2, b"ab"), "merge 2 is b'ab' and should be two tokens"),
+        (MERGES, setting(0, b" a"), "merge 0"),
+        (MERGES, setting(0, b"a "), "merge 0"),
+        (MERGES, setting(0, b"a b c"), "merge 0"),
+        (MERGES, setting(0, b""), "merge 0"),
+        (MERGES, setting(0, b"a\0 b"), "merge 0"),
+    ],
+)
+def test_a_vocabulary_that_llama_cpp_ends_the_process_for_is_refused(
+    gguf_of: Callable[..., Path], architecture: Architecture, tmp_path: Path, key: str, change: Any, said: str
+) -> None:
+    refused(edited(gguf_of(), tmp_path / "edited.gguf", changed_strings(key, change)), architecture, said)
+
+
+@pytest.mark.parametrize("kind", [-1, 7, 1 << 30])
+def test_a_token_type_that_is_none_is_refused(
+    gguf_of: Callable[..., Path], architecture: Architecture, tmp_path: Path, kind: int
+) -> None:
+    raw = struct.pack("<IQ", 5, architecture.vocabulary) + struct.pack("<i", kind) * architecture.vocabulary
+    refused(edited(gguf_of(), tmp_path / "edited.gguf", put(TYPES, 9, raw)), architecture, "token types lie between")
+
+
+def test_an_end_of_text_that_is_no_token_is_refused(
+    gguf_of: Callable[..., Path], architecture: Architecture, tmp_path: Path
+) -> None:
+    change = put("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", architecture.vocabulary))
+    refused(edited(gguf_of(), tmp_path / "edited.gguf", change), architecture, "eos_token_id")
+
+
+@pytest.mark.parametrize("changes", [{"heads": 3, "kv_heads": 2}, {"head_dim": 15}])
+def test_sizes_that_llama_cpp_has_no_attention_for_are_refused(
+    gguf_of: Callable[..., Path], architecture: Architecture, changes: dict[str, int]
+) -> None:
+    refused(gguf_of(), replace(architecture, **changes), "the manifest has")
+
+
 @given(data=st.data())
 def test_random_damage_in_the_header_never_escapes(
     gguf_of: Callable[..., Path],
@@ -311,6 +381,89 @@ def test_a_head_beside_that_is_damaged_is_refused(
 ) -> None:
     np.savez(tmp_path / HEAD_NAME, **arrays)  # type: ignore[arg-type]
     refused(gguf_of("two_class"), architecture, said, tmp_path / HEAD_NAME)
+
+
+def hostile_archive(path: Path, change: Callable[[bytearray], object], **options: Any) -> Path:
+    """A head of numpy's, compressed or not, whose bytes are changed after that."""
+    save = np.savez_compressed if options.pop("compressed", False) else np.savez
+    save(path, **{"weight.0": np.zeros((1, 64), np.float32), "bias.0": np.zeros(1, np.float32)})
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(data)
+    return path
+
+
+def in_entries(local: int, central: int, value: bytes) -> Callable[[bytearray], None]:
+    """Write `value` at an offset of every local header, and of every entry of the directory."""
+
+    def change(data: bytearray) -> None:
+        for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+            at = data.find(signature)
+            while at >= 0:
+                data[at + offset : at + offset + len(value)] = value
+                at = data.find(signature, at + 1)
+
+    return change
+
+
+def claims_terabytes(data: bytearray) -> None:
+    for at in range(len(data)):
+        if data[at : at + 7] == b"(1, 64)":
+            data[at : at + 20] = b"(99999999, 99999999)"
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda data: data.__setitem__(slice(60, 90), b"\xff" * 30), {"compressed": True}),  # a bad deflate stream
+        (lambda data: None, {"compressed": True}),  # the exporter never compresses
+        (in_entries(6, 8, b"\1"), {}),  # encrypted
+        (in_entries(8, 10, b"\x63"), {}),  # an unknown compression
+        (claims_terabytes, {}),
+        (lambda data: data.__setitem__(-8, 0x7F), {}),  # the directory lies elsewhere
+        (in_entries(14, 16, b"\0\0\0\0"), {}),  # a wrong checksum
+        (in_entries(22, 24, b"\xff\xff\xff\x7f"), {}),  # 2 GB
+        (lambda data: data.extend(b"\0" * (1 << 22)), {}),
+    ],
+)
+def test_a_hostile_head_beside_is_refused(
+    gguf_of: Callable[..., Path], architecture: Architecture, tmp_path: Path, change: Any, options: dict[str, Any]
+) -> None:
+    refused(
+        gguf_of("two_class"),
+        architecture,
+        "not the reward head",
+        hostile_archive(tmp_path / HEAD_NAME, change, **options),
+    )
+
+
+@given(data=st.data())
+def test_random_damage_in_a_head_beside_never_escapes(
+    gguf_of: Callable[..., Path],
+    architecture: Architecture,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+) -> None:
+    def damage(raw: bytearray) -> None:
+        for _ in range(data.draw(st.integers(1, 4))):
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+
+    path = hostile_archive(tmp_path_factory.getbasetemp() / HEAD_NAME, damage)
+    try:
+        ((weight, _),) = read_head(gguf_of("two_class"), architecture, path)
+    except BundleIntegrityError:
+        return
+    assert weight.shape == (1, architecture.hidden)
+
+
+def test_a_head_in_the_order_of_fortran_is_read(
+    gguf_of: Callable[..., Path], architecture: Architecture, tmp_path: Path
+) -> None:
+    first = np.asfortranarray(np.arange(128, dtype=np.float32).reshape(2, 64))
+    np.savez(tmp_path / HEAD_NAME, **{"weight.0": first, "bias.0": np.ones(2, np.float32)})
+    ((weight, bias),) = read_head(gguf_of("two_class"), architecture, tmp_path / HEAD_NAME)
+    assert np.array_equal(weight, first)
+    assert np.array_equal(bias, np.ones(2))
 
 
 def test_a_head_beside_that_is_no_archive_is_refused(

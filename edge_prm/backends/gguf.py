@@ -36,8 +36,9 @@ from edge_prm.errors import BackendError, MissingExtraError
 
 MODEL_NAME = "model.gguf"
 BATCH_TOKENS = 512
-FIRST_CELLS = 2048
+FIRST_CELLS = 2048  # never less than a batch: llama.cpp ends the process for a batch that is larger than its context
 CELL_STEP = 256
+FIRST_SEQUENCES = 64  # each takes a row of logits over the vocabulary: 256 would take 150 MB with Qwen's
 MOST_SEQUENCES = 256
 _NO_CELLS = 1  # what llama_decode returns when the context is full
 
@@ -101,7 +102,8 @@ class GgufModel:
         weakref.finalize(self, self._handles.free).atexit = False  # at exit other threads may still compute
         self._cells = FIRST_CELLS
         self._most = most_sequences(llama_cpp)
-        self._free = list(range(self._most))[::-1]
+        self._sequences = min(FIRST_SEQUENCES, self._most)
+        self._free = list(range(self._sequences))[::-1]
         self._given_back: deque[int] = deque()
         self._held: dict[int, int] = {}
         """Sequence -> tokens that it has in the context, or may have after a run that was interrupted."""
@@ -124,7 +126,7 @@ class GgufModel:
             version = f"llama.cpp (llama-cpp-python {llama.__version__})"
             raise BackendError(f"{version} cannot load {path}: {reason(lines)}")
         self._handles.batch = llama.llama_batch_init(BATCH_TOKENS, 0, 1)
-        self._handles.context = self._make_context(self._cells)
+        self._handles.context = self._make_context(self._cells, self._sequences)
 
     @property
     def cells(self) -> int:
@@ -151,6 +153,8 @@ class GgufModel:
             if not self._free and self.spare is not None:
                 self.spare()
                 self._tidy()
+            if not self._free and self._sequences < self._most:
+                self._add_sequences()
             if not self._free:
                 raise BackendError(f"{self._most} sequences are open; close a session before another is started")
             return self._free.pop()
@@ -216,7 +220,7 @@ class GgufModel:
         with engine_lines():
             status = self._decode(stop)
             while status == _NO_CELLS:
-                self._resize(max(2 * self._cells, _round_up(offset + len(ids) + ahead)))
+                self._resize(max(2 * self._cells, _round_up(self._cells + len(ids) + ahead)))
                 status = self._decode(stop)
         if status != 0 or self._watcher.error is not None:
             self._remove(sequence, offset)
@@ -258,11 +262,11 @@ class GgufModel:
     def _memory(self) -> Any:
         return self._llama.llama_get_memory(self._handles.context)
 
-    def _make_context(self, cells: int) -> Any:
+    def _make_context(self, cells: int, sequences: int) -> Any:
         llama = self._llama
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = cells, BATCH_TOKENS, BATCH_TOKENS
-        options.n_seq_max, options.kv_unified = self._most, True
+        options.n_seq_max, options.kv_unified = sequences, True
         options.n_threads = options.n_threads_batch = self._threads
         if not self._on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
             options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -273,8 +277,8 @@ class GgufModel:
             raise BackendError(f"llama.cpp has no memory for a cache of {cells} tokens; open fewer or shorter sessions")
         return context
 
-    def _resize(self, cells: int) -> None:
-        """Another number of cells; what the context holds moves over, shared cells stay shared.
+    def _resize(self, cells: int, sequences: int | None = None) -> None:
+        """Another number of cells, or of sequences; what the context holds moves over, shared cells stay shared.
 
         Never are two contexts held: the old one is copied (its cells in use, no more) and freed before the new one is
         made. BackendError when there is no memory for the new one; what was held is then held as before.
@@ -287,14 +291,21 @@ class GgufModel:
             llama.llama_free(handles.context)
         handles.context = None
         try:
-            handles.context, self._cells = self._make_context(cells), cells
+            handles.context = self._make_context(cells, sequences or self._sequences)
+            self._cells, self._sequences = cells, sequences or self._sequences
         except BackendError:
-            handles.context = self._make_context(self._cells)
+            handles.context = self._make_context(self._cells, self._sequences)
             llama.llama_state_set_data(handles.context, pointer, written)
             raise
         if llama.llama_state_set_data(handles.context, pointer, written) != written:
             handles.free()
             raise BackendError(f"llama.cpp could not move its cached tokens to {cells} cells; load the bundle again")
+
+    def _add_sequences(self) -> None:
+        """Make room for twice as many sequences; BackendError when there is no memory for them."""
+        before, after = self._sequences, min(2 * self._sequences, self._most)
+        self._resize(self._cells, after)
+        self._free += list(range(before, after))[::-1]
 
     def _remove(self, sequence: int, start: int) -> None:
         self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
