@@ -311,9 +311,7 @@ def test_what_cannot_be_is_named(
 def test_without_optimum_its_extra_is_named(
     foreign: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import edge_prm_export.write_bundle as front
-
-    monkeypatch.setattr(front, "_installed", lambda name: "optimum" not in name)
+    monkeypatch.setattr("edge_prm.extras._installed", lambda name: "optimum" not in name)
     with pytest.raises(UnsupportedArchitectureError, match=r"other decoders with optimum .*edge-prm\[optimum\]"):
         export(str(foreign("llama", "sigmoid", "fp32")[0]), tmp_path / "out")
 
