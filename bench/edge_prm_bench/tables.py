@@ -131,8 +131,9 @@ def _capability(results: Results) -> Table:
 def _steps(results: Results) -> Table:
     def row(one: StepQuality) -> tuple[str, ...]:
         return (
-            one.name, one.data, f"{one.traces} ({one.erroneous} wrong){_own(one)}", _threshold(one), estimate(one.f1, ".1%"),
-            number(one.accuracy_erroneous, ".1%"), number(one.accuracy_correct, ".1%"), estimate(one.step_auc, ".3f"),
+            one.name, one.data, f"{one.traces} ({one.erroneous} wrong){_own(one)}", _threshold(one),
+            estimate(one.f1, ".1%"), number(one.accuracy_erroneous, ".1%"),
+            number(one.accuracy_correct, ".1%"), estimate(one.step_auc, ".3f"),
         )  # fmt: skip
 
     headers = (
