@@ -354,6 +354,20 @@ def test_lengths_over_the_context_are_named(short: Path) -> None:
     assert facts["bundles"][0]["device"] == "cpu"
 
 
+def test_completions_of_one_step_are_pointed_out(bundle: Path, bundle_of: Callable[..., Path], tmp_path: Path) -> None:
+    lines = "First, 4 and 6 are 10 pens in all.\nThen 10 - 2 = 8 pens are left.\nThe answer is 8 pens."
+    rows = [{"problem": PROBLEM, "completion": lines}, {"problem": "P", "completion": "a\n\nb"}]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    if not getattr(read_data(data), "one_step", 0):
+        pytest.skip("the reader of rows does not count them")
+    full = bundle_of("sigmoid", "fp32")
+    result = run("bench", "fidelity", bundle, "--data", data, "--reference", full, "--markdown", tmp_path / "x.md")
+    (note,) = facts_of(result)["notes"]
+    assert note.startswith("a.jsonl: 1 completions are read as one step each")
+    assert note in result.stdout
+    assert note in (tmp_path / "x.md").read_text(encoding="utf-8")
+
+
 # names
 
 

@@ -42,6 +42,7 @@ def markdown(results: Results) -> str:
     for table in tables(results):
         parts.append(f"**{table.title}**" + (f". {table.note}" if table.note else ""))
         parts.append(as_markdown(table))
+    parts += results.notes
     return "\n\n".join(parts) + "\n"
 
 
