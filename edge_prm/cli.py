@@ -23,6 +23,7 @@ from edge_prm.cli_bench import bench
 from edge_prm.cli_rows import rank, score, show_rows
 from edge_prm.escapes import unescaped
 from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
+from edge_prm.notices import on_stderr
 from edge_prm.progress import show_progress
 from edge_prm.source import DEFAULT_SOURCE
 from edge_prm.terminal import colour, serve_any_encoding
@@ -44,7 +45,8 @@ class _Group(click.Group):
 
         try:
             interrupts.begin()
-            return super().invoke(context)
+            with on_stderr():
+                return super().invoke(context)
         except BaseException as error:
             if interrupts.interrupted() or isinstance(error, KeyboardInterrupt):  # libraries may make others of it
                 interrupts.leave()
@@ -113,17 +115,15 @@ def export(
     import edge_prm_export
     from edge_prm.errors import InputError
     from edge_prm.manifest import read_manifest
-    from edge_prm.notices import on_stderr
 
     if (good_token is None) != (bad_token is None):
         raise InputError("--good-token and --bad-token go together: the probability of one against the other")
-    with on_stderr():
-        folder = edge_prm_export.export(
-            source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
-            revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
-            token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
-            exporter=exporter, force=force, progress=show_progress,
-        )  # fmt: skip
+    folder = edge_prm_export.export(
+        source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
+        revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
+        token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
+        exporter=exporter, force=force, progress=show_progress,
+    )  # fmt: skip
     manifest = read_manifest(folder)
     size = sum(entry.bytes for entry in manifest.files.values())
     fidelity = manifest.fidelity

@@ -345,6 +345,8 @@ def _print(results: Results) -> None:
         if table.note:
             click.echo(click.style(table.note, dim=True))
     click.echo("")
+    for note in results.notes:
+        click.echo(note)
     for bundle in results.bundles:
         click.echo(f"{click.style(bundle.name, bold=True)}: {sentence(results, bundle)}")
     click.echo(json.dumps(results.as_dict(), allow_nan=False))  # in ASCII: no encoding changes it

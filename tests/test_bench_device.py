@@ -12,6 +12,7 @@ import pytest
 from edge_prm.errors import BackendError
 from edge_prm_bench import process
 from edge_prm_bench.energy import EnergyMeter, input_milliwatts
+from edge_prm_bench.engine import Engine
 
 
 def write_package(folder: Path, name: str, energy: int, limit: int = 10_000_000) -> Path:
@@ -85,4 +86,17 @@ def test_a_jetson_s_board_power_goes_before_the_processor_s(tmp_path: Path) -> N
 
 def test_a_bundle_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="is not an edge-prm bundle"):
-        process.measure_peak_memory(tmp_path, 16, 1)
+        process.measure_peak_memory(tmp_path, 16, Engine(1))
+
+
+def test_memory_that_a_system_does_not_know_is_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process, "_run", lambda *_: {"load_s": 1.0, "peak_gb": None})
+    assert process.measure_peak_memory(tmp_path, 16, Engine(1)) is None
+
+
+def test_the_process_needs_no_module_of_unix_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on Windows: no /proc and no module `resource`."""
+    hidden = "import sys, pathlib; sys.modules['resource'] = None; pathlib.Path.exists = lambda self: False\n"
+    fake = "import sys, types; sys.modules['edge_prm'] = types.SimpleNamespace(load=lambda *_, **__: None)\n"
+    monkeypatch.setattr(process, "_CODE", hidden + fake + process._CODE)
+    assert process.measure_peak_memory(tmp_path, 0, Engine(1)) is None

@@ -28,7 +28,8 @@ STEP = (
 )
 """About 40 tokens with its number."""
 PROMPT = "A long problem. " + "There are many apples in the baskets and we count them one by one. " * 12
-CANDIDATES = 16
+FIRST = "ABCDEFGHIJKLMNOP"  # each candidate begins with another letter: they share the prompt, and no more
+CANDIDATES = len(FIRST)
 RUNS = 5
 _TIMED_PUSHES = 5  # at the beginning and at the end of a session
 
@@ -83,7 +84,7 @@ class Rank:
     again. Both are timed in turns, from nothing; `faster` is alone over shared, turn by turn.
 
     `computed` counts the tokens that a shared run computed, `needed` is prompt plus candidates: the tokens that cannot
-    be avoided. `one_by_one` counts the tokens of all texts.
+    be avoided, but for a token at the seam of each. `one_by_one` counts the tokens of all texts.
     """
 
     candidates: int
@@ -153,7 +154,9 @@ def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
 
 def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
     """Rank candidates of one prompt, and score them one by one; None where the context is too short for them."""
-    candidates = [[f"Basket {i} holds {j} apples and {i * j} pears." for j in range(6)] for i in range(CANDIDATES)]
+    candidates = [
+        [f"{first} basket holds {j} apples and {i * j} pears." for j in range(6)] for i, first in enumerate(FIRST)
+    ]
     try:
         tokens = [prm.score(PROMPT, candidate).tokens for candidate in candidates]  # a warm-up too
     except ContextLengthError:

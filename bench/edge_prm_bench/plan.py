@@ -54,6 +54,8 @@ def make_plan(folders: Sequence[Path], options: Options) -> Plan:
     ours = _each(folders, ours_of, "bundle", failures)
     given = _each(options.references, lambda p: scoring.reference_judge(p, options.aggregate), "reference", failures)
     scoring.check_same_text(ours, given)
+    if given:
+        scoring.check_hashes([*ours, *given])
     reading = _reading(options, [*ours, *given])
     made = [judge for judge in given if judge.reference is not None]
     data_names = told_apart(list(dict.fromkeys((*options.data, *([options.fit] if options.fit else [])))))

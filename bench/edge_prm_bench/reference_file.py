@@ -231,7 +231,7 @@ def check_output(path: Path, provenance: Provenance) -> set[str]:
 
 def _check_same(old: Reference, new: Provenance) -> None:
     for f in fields(Provenance):
-        before, now = getattr(old.provenance, f.name), getattr(new, f.name)
+        before, now = (json.loads(json.dumps(getattr(made, f.name))) for made in (old.provenance, new))
         if before != now:
             raise InputError(
                 f"{old.place} was begun with {f.name} {before!r} and this run has {now!r}; "

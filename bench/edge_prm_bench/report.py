@@ -51,6 +51,7 @@ def html(results: Results) -> str:
         ],
         pictures=drawn,
         tables=tables(results),
+        notes=results.notes,
         disagreements=[_disagreement(one) for one in results.comparisons],
         version=edge_prm.__version__,
     )

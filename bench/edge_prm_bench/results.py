@@ -97,7 +97,10 @@ class Failure:
 
 @dataclass
 class Results:
-    """Everything that was measured, in the order of the bundles; what numbers leave out; what failed."""
+    """Everything that was measured, in the order of the bundles; what numbers leave out; what failed.
+
+    `notes` are sentences on how the data was read.
+    """
 
     device: Device
     threads: int | None
@@ -112,6 +115,7 @@ class Results:
     peers: list[Peer] = field(default_factory=list)
     left_out: list[Omission] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     @property

@@ -96,6 +96,16 @@ def _rounding(manifest: Manifest) -> int:
     return 1 if manifest.backend == "gguf" else 0  # llama.cpp keeps keys and values in fp16, even of F32 weights
 
 
+def check_hashes(judges: Sequence[Judge]) -> None:
+    """InputError for a bundle whose manifest does not say of which checkpoint it is: format 1 hashed samples only."""
+    for judge in judges:
+        if judge.manifest is not None and judge.manifest.format_version < 2:
+            raise InputError(
+                f"{judge.source} was written by edge-prm {judge.manifest.edge_prm_version}, whose hash of the checkpoint "
+                "is over samples of the weights: which references are of the same checkpoint is not known; export it again"
+            )
+
+
 def check_same_text(ours: Sequence[Judge], references: Sequence[Judge]) -> None:
     """InputError when a bundle and a reference of one checkpoint read other tokens: their difference means nothing."""
     for reference in references:

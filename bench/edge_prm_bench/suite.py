@@ -105,6 +105,11 @@ def _judge(run: _Run) -> None:
     labelled = "quality" in run.options.parts
     for file in [*plan.files, *([plan.fit] if plan.fit else [])]:
         results.left_out += of_file(file.data, file.total, labelled)
+        if one_step := getattr(file.data, "one_step", 0):
+            results.notes.append(
+                f"{file.data.name}: {one_step} completions are read as one step each, and another --split gives more; "
+                "`edge-prm rows` shows how a file is read"
+            )
     for file in plan.files:
         columns = {j: scored[j, file.data.sha256] for j in plan.judges(file) if (j, file.data.sha256) in scored}
         for column in columns.values():

@@ -42,6 +42,7 @@ def markdown(results: Results) -> str:
     for table in tables(results):
         parts.append(f"**{table.title}**" + (f". {table.note}" if table.note else ""))
         parts.append(as_markdown(table))
+    parts += results.notes
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,7 +133,8 @@ def _steps(results: Results) -> Table:
     def row(one: StepQuality) -> tuple[str, ...]:
         return (
             one.name, one.data, f"{one.traces} ({one.erroneous} wrong){_own(one)}", _threshold(one),
-            estimate(one.f1, ".1%"), number(one.accuracy_erroneous, ".1%"), number(one.accuracy_correct, ".1%"), estimate(one.step_auc, ".3f"),
+            estimate(one.f1, ".1%"), number(one.accuracy_erroneous, ".1%"),
+            number(one.accuracy_correct, ".1%"), estimate(one.step_auc, ".3f"),
         )  # fmt: skip
 
     headers = (
