@@ -282,8 +282,8 @@ def test_rows_and_labels_that_cannot_be_used_are_counted() -> None:
     found = {one.reason: one.count for one in coverage.of_file(data, 10, labelled=True)}
     assert found["rows that cannot be read: not valid JSON"] == 2
     assert sum(count for reason, count in found.items() if reason.startswith("rows")) == 22
-    assert found["traces without a usable label: a step has no label"] == 2
-    assert found["traces without a usable label: the row has no label"] == 1
+    assert found["quality: traces without a usable label: a step has no label"] == 2
+    assert found["quality: traces without a usable label: the row has no label"] == 1
     assert found["traces beyond the first 4, which are measured; --limit 0 takes all"] == 6
 
 

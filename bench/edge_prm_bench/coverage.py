@@ -97,7 +97,7 @@ def _unlabelled(data: Data) -> list[Omission]:
         if why or (trace.first_wrong is None and trace.correct is None):
             reasons.setdefault(why or "the row has no label", []).append(trace.id)
     return [
-        Omission(data.name, "", len(ids), f"traces without a usable label: {why}", tuple(ids[:3]))
+        Omission(data.name, "", len(ids), f"quality: traces without a usable label: {why}", tuple(ids[:3]))
         for why, ids in reasons.items()
     ]
 

@@ -57,7 +57,7 @@ def hardware(results: Results) -> str:
     instructions = f" ({device.instructions})" if device.instructions else ""
     return (
         f"{device.processor}{instructions}, {device.cores} cores{memory}{power}{governor}; {device.system}; "
-        f"{threads} threads; {versions}"
+        f"{threads} thread{'s' * (threads != 1)}; {versions}"
     )
 
 
@@ -181,7 +181,8 @@ def _left_out(results: Results) -> Table:
         return one.data or "–", one.of or "all", f"{one.count:,}", short(one.reason), short("; ".join(one.examples))
 
     headers = ("data", "left out by", "number", "what and why", "for example")
-    return Table("Left out", headers, tuple(map(row, results.left_out)), "No number above includes these.")
+    note = "No number above includes these; a line that begins with the name of a table concerns that table only."
+    return Table("Left out", headers, tuple(map(row, results.left_out)), note)
 
 
 def _failures(results: Results) -> Table:
