@@ -65,7 +65,8 @@ class TorchPRM:
         self._described = described
         self._encoder = Encoder(described.tokenizer_file, described.manifest)
         with contextlib.suppress(ContextLengthError):
-            self.encode(_PLAIN)
+            if reason := described.disagreement(_PLAIN, self._encoder.encode(_PLAIN).ids.tolist()):
+                raise InputError(f"checkpoint {described.manifest.source.name}: {reason}")
         self._model = described.load(dtype, device)
         self._layers = [
             tuple(torch.tensor(np.asarray(part, dtype=np.float32), device=device) for part in layer)
