@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edge_prm import cli_options as option
 from edge_prm.aggregate import AGGREGATES
 from edge_prm.exit_codes import EXIT_SOME_FAILED
 from edge_prm.progress import show_progress
@@ -36,56 +37,33 @@ class _SuiteByDefault(click.Group):
         return super().parse_args(context, args)
 
 
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
 _bundles = click.argument("bundles", nargs=-1, metavar="[BUNDLE]...", type=_FILE)
-_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
-_engine = _options(
-    _threads,
-    click.option(
-        "--device", type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True,
-        help="Where bundles run. gpu: GGUF bundles.",
-    ),
-    click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers that the GPU holds (default: all)."),
-)  # fmt: skip
+_engine = option.options(option.threads, option.device, option.gpu_layers)
 _aggregate = click.option(
     "--aggregate", type=click.Choice(tuple(AGGREGATES)),
     help="Aggregation of step rewards (default: the head's own).",
 )  # fmt: skip
-_threshold = click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
-)
-_output = _options(
+_output = option.options(
     click.option("--json", "json_file", type=_FILE, help="Write all figures to this file."),
     click.option("--report", type=_FILE, help="Write the HTML report to this file."),
     click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file."),
 )
-_split = click.option(
-    "--split", default="auto", show_default=True, metavar="auto|blank|lines|REGEX",
-    help="What separates the steps of a completion (auto: blank lines if there are any, else lines).",
-)  # fmt: skip
-_data = _options(
-    click.option("--data", multiple=True, type=_FILE, help="Rows to score: JSONL of the usual benchmarks. Repeatable."),
+_data = option.options(
+    click.option("--data", multiple=True, type=_FILE, help="Rows to score, of any usual format. Repeatable."),
     click.option(
         "--limit", type=click.IntRange(min=0), help="Traces of each file, 0 for all (default: the reference's, or 64)."
     ),
-    _split,
+    option.split,
+    option.fields,
     _aggregate,
-    _threshold,
+    option.weak,
 )  # fmt: skip
 _references = click.option(
     "--reference", "references", multiple=True, type=_FILE,
     help="Full precision to compare with: a file of `bench reference`, or an fp32 bundle. Repeatable.",
 )  # fmt: skip
 _fit = click.option("--fit", type=_FILE, help="Fit the threshold of F1 on this labelled file, and apply it to --data.")
-_speed = _options(
+_speed = option.options(
     click.option("--lengths", default=_LENGTHS, show_default=True, help="Tokens of the texts that are timed."),
     click.option("--runs", type=click.IntRange(min=2), default=5, show_default=True, help="Runs of each length."),
     click.option("--sweep", default="", metavar="1,2,…", help="Numbers of threads to time as well."),
@@ -173,11 +151,11 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
 @click.option("--bad-token", help="... against this one.")
 @click.option("--between", help="With --good-token: text between prompt and steps (default: a blank).")
 @click.option("--after-step", help="With --good-token and --separator: text after each tag (default: a newline).")
-@_threads
+@option.threads
 def reference(
     source: str, data: Path, output: Path, limit: int | None, split: str, dtype: str, device: str, batch_size: int,
     revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None, between: str | None,
-    after_step: str | None, threads: int | None,
+    after_step: str | None, threads: int | None, **given: Any,
 ) -> None:  # fmt: skip
     """Score DATA once with a full-precision checkpoint in torch.
 
@@ -186,23 +164,35 @@ def reference(
     is lost, nothing is scored twice. Exit code 1 when a trace was not scored.
     """
     from edge_prm.errors import InputError
+    from edge_prm.view import printable
     from edge_prm_bench.data import read_data
     from edge_prm_bench.reference import make_reference
 
     if (good_token is None) != (bad_token is None):
         raise InputError("--good-token and --bad-token go together: the probability of one against the other")
     pair = (good_token, bad_token) if good_token is not None and bad_token is not None else None
-    rows = read_data(data, limit=limit, split=split)
+    described = _described(source, revision, pair, separator, between, after_step)
+    own = described.manifest.input.separator_text
+    rows = read_data(
+        data, limit=limit, split=split, fields=option.take_fields(given), separators=[own] if own else []
+    )  # fmt: skip
     made = make_reference(
-        _described(source, revision, pair, separator, between, after_step), rows, output, dtype=dtype, device=device,
+        described, rows, output, dtype=dtype, device=device,
         batch_size=batch_size, threads=threads, progress=show_progress,
     )  # fmt: skip
+    for entry in rows.left_out:
+        click.echo(f"not read: {data}, {entry.place}: {printable(entry.reason)}", err=True)
     skipped = [row for row in made.rows if row.rewards is None]
     for row in skipped:
         click.echo(f"not scored: {row.id}: {row.skipped}", err=True)
-    facts = {"reference": str(output), "traces": len(made.rows), "not_scored": len(skipped)}
+    facts = {
+        "reference": str(output),
+        "traces": len(made.rows),
+        "not_scored": len(skipped),
+        "not_read": len(rows.left_out),
+    }
     click.echo(json.dumps(facts | {"tokens": sum(row.tokens for row in made.rows)}))
-    if skipped:
+    if skipped or rows.left_out:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
@@ -297,6 +287,8 @@ def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
     from edge_prm_bench.peers import read_peers
     from edge_prm_bench.results import Options
 
+    if "data" in given:
+        given["fields"] = option.take_fields(given)
     given["peers"] = read_peers(given.get("peers", ()))
     given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers")))
     for name in ("lengths", "sweep"):
