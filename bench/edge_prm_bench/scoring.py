@@ -102,8 +102,8 @@ def check_hashes(judges: Sequence[Judge]) -> None:
         if judge.manifest is not None and judge.manifest.format_version < 2:
             raise InputError(
                 f"{judge.source} was written by edge-prm {judge.manifest.edge_prm_version}, whose hash of a checkpoint "
-                "is over samples of its weights: whether a reference is of the same checkpoint is not known; export the "
-                "bundle again"
+                "is over samples of its weights: whether a reference is of the same checkpoint is not known; export it "
+                "again"
             )
 
 
