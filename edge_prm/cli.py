@@ -21,7 +21,6 @@ from edge_prm import __version__, interrupts
 from edge_prm import cli_options as option
 from edge_prm.cli_bench import bench
 from edge_prm.cli_rows import rank, score, show_rows
-from edge_prm.escapes import unescaped
 from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
 from edge_prm.notices import on_stderr
 from edge_prm.progress import show_progress
@@ -81,21 +80,7 @@ def main() -> None:
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for processors whose 8-bit kernels saturate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output folder (default: SOURCE-RECIPE here).")
 @click.option("--revision", help="Revision of a hub id.")
-@click.option(
-    "--separator", callback=unescaped,
-    help="Step separator: a token, text or tag (default: the checkpoint's); \\n and \\t are read.",
-)  # fmt: skip
-@click.option(
-    "--good-token", help="No head: judge by the probability of this token (as it stands in the vocabulary) ..."
-)
-@click.option("--bad-token", help="... against this one.")
-@click.option(
-    "--between", callback=unescaped, help="With --good-token: text between prompt and steps (default: a blank)."
-)
-@click.option(
-    "--after-step", callback=unescaped,
-    help="With --good-token and --separator: text after each step tag (default: a newline).",
-)  # fmt: skip
+@option.conventions
 @click.option(
     "--exporter", type=click.Choice(("auto", "native", "optimum")), default="auto", show_default=True,
     help="optimum (needs torch) exports decoders that are not Qwen2.",
@@ -113,15 +98,13 @@ def export(
     Exit code 1: the bundle was written, and it is further from full precision than its recipe allows.
     """
     import edge_prm_export
-    from edge_prm.errors import InputError
     from edge_prm.manifest import read_manifest
 
-    if (good_token is None) != (bad_token is None):
-        raise InputError("--good-token and --bad-token go together: the probability of one against the other")
+    token_pair = option.token_pair(good_token, bad_token)
     folder = edge_prm_export.export(
         source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
         revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
-        token_pair=(good_token, bad_token) if good_token is not None and bad_token is not None else None,
+        token_pair=token_pair,
         exporter=exporter, force=force, progress=show_progress,
     )  # fmt: skip
     manifest = read_manifest(folder)

@@ -146,11 +146,7 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Texts in one run.")
 @click.option("--revision", help="Revision of a hub id.")
-@click.option("--separator", help="What closes a step, as in `edge-prm export`.")
-@click.option("--good-token", help="No head: judge by the probability of this token, as in `edge-prm export` ...")
-@click.option("--bad-token", help="... against this one.")
-@click.option("--between", help="With --good-token: text between prompt and steps (default: a blank).")
-@click.option("--after-step", help="With --good-token and --separator: text after each tag (default: a newline).")
+@option.conventions
 @option.threads
 def reference(
     source: str, data: Path, output: Path, limit: int | None, split: str, dtype: str, device: str, batch_size: int,
@@ -163,14 +159,11 @@ def reference(
     `edge-prm export`, so that the reference reads the same text as the bundle. An interrupted run is resumed: nothing
     is lost, nothing is scored twice. Exit code 1 when a trace was not scored.
     """
-    from edge_prm.errors import InputError
     from edge_prm.view import printable
     from edge_prm_bench.data import read_data
     from edge_prm_bench.reference import make_reference
 
-    if (good_token is None) != (bad_token is None):
-        raise InputError("--good-token and --bad-token go together: the probability of one against the other")
-    pair = (good_token, bad_token) if good_token is not None and bad_token is not None else None
+    pair = option.token_pair(good_token, bad_token)
     described = _described(source, revision, pair, separator, between, after_step)
     own = described.manifest.input.separator_text
     rows = read_data(
@@ -202,13 +195,10 @@ def _described(
 ) -> Described:  # fmt: skip
     """A checkpoint as the exporter describes it: the benchmark itself never imports the exporter."""
     from functools import partial
-    from importlib.util import find_spec
 
-    from edge_prm.errors import MissingExtraError
+    from edge_prm.extras import check_extra
 
-    needed = ("torch", "transformers", "safetensors", "ml_dtypes", "jinja2")
-    if missing := [name for name in needed if _is_missing(name, find_spec)]:
-        raise MissingExtraError("reference", missing)
+    check_extra("reference")
     from edge_prm.encode import TOKENIZER_NAME
     from edge_prm.manifest import Recipe
     from edge_prm_bench.torch_model import Described
@@ -233,13 +223,6 @@ def _described(
         disagreement=own.disagreement,
         tokenizer=own.name,
     )
-
-
-def _is_missing(name: str, find_spec: Callable[[str], Any]) -> bool:
-    try:
-        return find_spec(name) is None
-    except ValueError:  # of a module that was put out of reach
-        return True
 
 
 def _run(bundles: tuple[Path, ...], parts: tuple[str, ...], given: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from edge_prm.aggregate import AGGREGATES
+from edge_prm.escapes import unescaped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,6 +44,24 @@ strict = click.option("--strict", is_flag=True, help="Stop at the first bad row.
 weak = click.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
 )
+conventions = options(
+    click.option(
+        "--separator",
+        callback=unescaped,
+        help="Step separator: a token, text or tag (default: the checkpoint's); \\n and \\t are read.",
+    ),
+    click.option("--good-token", help="No head: judge by the probability of this token, as the vocabulary has it ..."),
+    click.option("--bad-token", help="... against this one."),
+    click.option(
+        "--between", callback=unescaped, help="With --good-token: text between prompt and steps (default: a blank)."
+    ),
+    click.option(
+        "--after-step",
+        callback=unescaped,
+        help="With --good-token and --separator: text after each step tag (default: a newline).",
+    ),
+)
+"""What describes a checkpoint that does not describe itself, for `export` and `bench reference`."""
 fields = options(
     click.option("--prompt-field", metavar="NAME", help="Field of the problem; a dot leads inside: doc.question."),
     click.option("--steps-field", metavar="NAME", help="Field that holds the list of steps."),
@@ -51,6 +70,17 @@ fields = options(
     click.option("--id-field", metavar="NAME", help="Field of the row's id."),
 )
 """Names of fields in place of those that are detected; `take_fields` reads them."""
+
+
+def token_pair(good: str | None, bad: str | None) -> tuple[str, str] | None:
+    """The two label tokens, or None; InputError for one without the other."""
+    from edge_prm.errors import InputError
+
+    if good is None and bad is None:
+        return None
+    if good is None or bad is None:
+        raise InputError("--good-token and --bad-token go together: the probability of one against the other")
+    return good, bad
 
 
 def take_fields(given: dict[str, Any]) -> Any:

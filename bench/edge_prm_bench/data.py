@@ -122,40 +122,34 @@ def read_data(
         if isinstance(record, BadRow):
             left_out.append(LeftOut(record.place, record.reason))
             continue
-        for trace in _traces(record, split, separators):
+        for trace, alone in _traces(record, split, separators):
             if isinstance(trace, LeftOut):
                 left_out.append(trace)
                 continue
+            one_step += alone
             seen[trace.id] += 1
             again = "" if seen[trace.id] == 1 else f"#{seen[trace.id]}"  # results are told apart by their ids
             traces.append(replace(trace, id=trace.id + again) if again else trace)
-        one_step += sum(_gives_one(candidate, record, split) for candidate in record.candidates)
     if not traces:
         first = left_out[0] if left_out else LeftOut("", "it holds no rows")
         raise InputError(f"{path}: none of {len(left_out)} rows can be read; {first.place}: {first.reason}")
     return Data(path.name, tuple(traces[:limit]), split, tuple(left_out), one_step)
 
 
-def _gives_one(candidate: Candidate, record: Record, split: str) -> bool:
-    if candidate.error or not isinstance(candidate.steps, str) or not candidate.steps.strip():
-        return False
-    try:
-        steps = len(candidate.trajectory(record.prompt, split, None).steps)
-    except InputError:
-        return False
-    return bool(other_split(candidate.steps, steps))
-
-
-def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[Trace | LeftOut]:
+def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[tuple[Trace | LeftOut, bool]]:
+    """Each candidate's trace, and whether it gave one step where another split gives more."""
     problem = str(record.id)
     for index, candidate in enumerate(record.candidates):
         id_ = f"{problem}/{index}" if record.several else problem
         try:
             separator = next((s for s in separators if isinstance(candidate.steps, str) and s in candidate.steps), None)
-            yield _trace(id_, problem, candidate, candidate.trajectory(record.prompt, split, separator))
+            trajectory = candidate.trajectory(record.prompt, split, separator)
+            text = candidate.steps if isinstance(candidate.steps, str) else ""
+            alone = bool(other_split(text, len(trajectory.steps)))
+            yield _trace(id_, problem, candidate, trajectory), alone
         except InputError as error:
             part = f", candidate {index}" if record.several else ""
-            yield LeftOut(f"{record.place}{part}", str(error))
+            yield LeftOut(f"{record.place}{part}", str(error)), False
 
 
 def _trace(id_: str, problem: str, candidate: Candidate, trajectory: Trajectory) -> Trace:

@@ -1,6 +1,7 @@
 """Find a checkpoint's reward head.
 
-Its tensors determine its kind, with the architectures and labels of config.json. The checkpoint's own code is never run.
+Its tensors determine its kind, with the architectures and labels of config.json. Code of a checkpoint is never
+run.
 """
 
 from __future__ import annotations
