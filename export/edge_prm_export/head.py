@@ -1,5 +1,7 @@
-"""Find a checkpoint's reward head. Its tensors determine its kind, with the architectures and labels of config.json; the
-checkpoint's own code is never run."""
+"""Find a checkpoint's reward head. Its tensors determine its kind, with the architectures and labels of config.json.
+
+The checkpoint's own code is never run.
+"""
 
 from __future__ import annotations
 
