@@ -416,10 +416,12 @@ from edge_prm import interrupts
 
 def swallow():
     interrupts.begin()
-    print("ready", flush=True)
+    said = False
     while True:
-        try: time.sleep(30)
-        except BaseException: pass
+        try:
+            if not said: said = print("ready", flush=True) is None
+            time.sleep(30)
+        except BaseException: said = True
 
 def callback():
     import ctypes
