@@ -222,6 +222,11 @@ def test_a_reference_that_reads_another_separator_is_refused(
     refused(result, "was made with separator '\\n\\n\\n'")
 
 
+def test_a_tuple_and_the_list_that_a_file_makes_of_it_are_the_same() -> None:
+    fields = {"separator": "x", "refused": ("a", "b")}
+    assert scoring._as_json(fields) == {"separator": "x", "refused": ["a", "b"]}
+
+
 # what is left out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ def bundle_judge(folder: Path, manifest: Manifest, name: str, aggregate: str | N
         tokenizer=manifest.files[TOKENIZER_NAME].sha256,
         aggregate=aggregate or manifest.head.default_aggregate,
         rounding=_rounding(manifest),
-        reads={**asdict(manifest.input), "tokens": list(manifest.head.tokens)},
+        reads=_as_json({**asdict(manifest.input), "tokens": manifest.head.tokens}),
         manifest=manifest,
     )
 
@@ -85,9 +86,15 @@ def reference_judge(path: Path, aggregate: str | None) -> Judge:
         tokenizer=made.tokenizer_sha256,
         aggregate=aggregate or default_aggregate(made.head),
         rounding=0 if made.dtype == "fp32" else 2,
-        reads=reads | {"tokens": list(getattr(made, "tokens", ()))} if reads else {},
+        reads=_as_json(reads | {"tokens": getattr(made, "tokens", ())}) if reads else {},
         reference=reference,
     )
+
+
+def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a file would hold them: a reference file keeps a tuple as a list."""
+    values: dict[str, Any] = json.loads(json.dumps(fields))
+    return values
 
 
 def _rounding(manifest: Manifest) -> int:
