@@ -1,13 +1,6 @@
-<<<<<<< HEAD
-"""Find a checkpoint's reward head.
-
-Its tensors determine its kind, with the architectures and labels of config.json. Code of a checkpoint is never
-run.
-=======
 """Find a checkpoint's reward head. Its tensors determine its kind, with the architectures and labels of config.json.
 
 The checkpoint's own code is never run.
->>>>>>> conv
 """
 
 from __future__ import annotations
