@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,9 +133,8 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
 @click.argument("data", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The file to write; an interrupted run is resumed.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first traces.")
-@click.option(
-    "--split", default="auto", show_default=True, metavar="auto|blank|lines|REGEX", help="What separates steps."
-)
+@option.split
+@option.fields
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16")), default="fp32", show_default=True, help="Precision of the weights."
 )
@@ -312,7 +309,6 @@ def _print(results: Results) -> None:
     from edge_prm_bench import tables
     from edge_prm_bench.report import sentence
 
-    _serve_any_encoding()
     click.echo(tables.hardware(results))
     for table in tables.tables(results):
         click.echo(f"\n{click.style(table.title, bold=True)}\n")
@@ -350,9 +346,3 @@ def _write(results: Results, json_file: Path | None, report: Path | None, markdo
             first = first or error
     if first is not None:
         raise first
-
-
-def _serve_any_encoding() -> None:
-    """Replace characters that stdout's encoding lacks, instead of ending in a traceback in the middle of a table."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # a stream that is replaced, closed or missing
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

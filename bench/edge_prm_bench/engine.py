@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import edge_prm
+from edge_prm.cores import usable_cores
 from edge_prm.manifest import Manifest
 
 
@@ -31,13 +29,9 @@ class Engine:
 
 def device_of(prm: edge_prm.PRM) -> str:
     """What a loaded bundle runs on: `cpu` or `gpu`."""
-    if prm.manifest.backend != "gguf":
-        return "cpu"
-    return "gpu" if getattr(prm.model, "_on_gpu", False) else "cpu"
+    return "gpu" if getattr(prm.model, "on_gpu", False) else "cpu"
 
 
 def default_threads() -> int:
-    """Threads of an engine that is given none."""
-    if importlib.util.find_spec("edge_prm.cores") is not None:  # the cores that this process may use
-        return int(importlib.import_module("edge_prm.cores").usable_cores())
-    return os.cpu_count() or 1
+    """Threads of an engine that is given none: one per core that this process may use."""
+    return usable_cores()

@@ -118,7 +118,7 @@ class GgufModel:
         llama = self._llama
         options = llama.llama_model_default_params()
         options.n_gpu_layers = gpu_layers
-        self._on_gpu = gpu_layers > 0
+        self.on_gpu = gpu_layers > 0
         with engine_lines() as lines:
             llama.llama_backend_init()
             self._handles.model = llama.llama_model_load_from_file(os.fsencode(path), options)
@@ -268,7 +268,7 @@ class GgufModel:
         options.n_ctx, options.n_batch, options.n_ubatch = cells, BATCH_TOKENS, BATCH_TOKENS
         options.n_seq_max, options.kv_unified = sequences, True
         options.n_threads = options.n_threads_batch = self._threads
-        if not self._on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
+        if not self.on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
             options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cb_eval = self._watcher.callback
         with engine_lines():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from edge_prm.errors import InputError
+from edge_prm.records.labels import labels_of
 from edge_prm.records.names import CANDIDATES, COMPLETIONS, CORRECT, REASONING, REFERENCE
 from edge_prm.records.record import Candidate, Fields, Labels
 from edge_prm.records.row import RowFields, message_text, names, role_of, sequence, text, texts, truth
@@ -127,7 +128,8 @@ def named_fields(row: RowFields) -> Read:
         items = _candidate_list(row.at(given.candidates), given.candidates)
         return Read(prompt, tuple(map(candidate_of, items)), True)
     if given.steps:
-        return single(prompt, texts(row.at(given.steps), given.steps))
+        steps = texts(row.at(given.steps), given.steps)
+        return Read(prompt, (Candidate(steps, labels=labels_of(row, len(steps))),))
     name = given.completion or ""
     return single(prompt, _answer_text(row.at(name), name))
 

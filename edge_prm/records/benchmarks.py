@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_prm.errors import InputError
 from edge_prm.records.answers import Read
+from edge_prm.records.labels import cumulative, first_wrong, truths
 from edge_prm.records.record import Candidate, Labels
 from edge_prm.records.row import RowFields, message_text, sequence, text, texts, truth, whole
 
@@ -28,18 +29,8 @@ def process_bench(row: RowFields) -> Read:
     except InputError as error:
         correct, notes = None, (str(error),)
     return Read(
-        row.prompt(), (Candidate(steps, correct=correct, labels=_first_wrong(row["label"], len(steps))),), notes=notes
+        row.prompt(), (Candidate(steps, correct=correct, labels=first_wrong(row["label"], len(steps))),), notes=notes
     )
-
-
-def _first_wrong(label: Any, count: int) -> Labels:
-    try:
-        first = whole(label, "label")
-    except InputError as error:
-        return Labels(missing=str(error))
-    if not -1 <= first < count:
-        return Labels(missing=f"label is {first}; it is the index of the first wrong of {count} steps, or -1")
-    return Labels(tuple(first == -1 or index < first for index in range(count)))
 
 
 def prmbench(row: RowFields) -> Read:
@@ -103,7 +94,7 @@ def prm800k(row: RowFields) -> Read:
             break
     if not steps:
         raise InputError("label holds no step with a text")
-    return Read(prompt, (Candidate(tuple(steps), labels=Labels(_cumulative(right), missing)),))
+    return Read(prompt, (Candidate(tuple(steps), labels=Labels(cumulative(right), missing)),))
 
 
 def _picked(step: Any) -> tuple[Mapping[str, Any] | None, bool]:
@@ -138,7 +129,7 @@ def math_shepherd(row: RowFields) -> Read:
     if left.strip():
         tagged.append(left)
         right.append(None)
-    labels = Labels(_cumulative(right), missing or ("its last step has no tag" if None in right else ""))
+    labels = Labels(cumulative(right), missing or ("its last step has no tag" if None in right else ""))
     return Read(prompt, (Candidate(tuple(part.strip() for part in tagged), labels=labels),))
 
 
@@ -159,7 +150,7 @@ def stepwise(row: RowFields) -> Read:
     """TRL's stepwise supervision, plain or as messages, and `steps` with `labels`: a truth value for each step."""
     name = "completions" if "completions" in row else "steps"
     steps = tuple(_step_text(item, index, name) for index, item in enumerate(sequence(row[name], name)))
-    return Read(row.prompt(), (Candidate(steps, labels=_truths(row["labels"], len(steps))),))
+    return Read(row.prompt(), (Candidate(steps, labels=truths(row["labels"], len(steps))),))
 
 
 def _step_text(item: Any, index: int, name: str) -> str:
@@ -168,31 +159,3 @@ def _step_text(item: Any, index: int, name: str) -> str:
     if isinstance(item, Mapping):
         return message_text(item, f"item {index} of {name}")[1]
     return text(item, f"item {index} of {name}")
-
-
-def _truths(labels: Any, count: int) -> Labels:
-    if not isinstance(labels, (list, tuple)) or len(labels) != count:
-        what = f"{len(labels)} items" if isinstance(labels, (list, tuple)) else type(labels).__name__
-        return Labels(missing=f"labels are {what}, and there are {count} steps")
-    try:
-        right = [_sign(label, f"label {index}") for index, label in enumerate(labels)]
-    except InputError as error:
-        return Labels(missing=str(error))
-    return Labels(_cumulative(right), "a step has no label" if None in right else "")
-
-
-def _sign(label: Any, name: str) -> bool | None:
-    """A truth value; -1 is wrong too, as ratings have it."""
-    if isinstance(label, (int, float)) and not isinstance(label, bool) and label == -1:
-        return False
-    return truth(label, name)
-
-
-def _cumulative(right: Sequence[bool | None]) -> tuple[bool | None, ...]:
-    """Whether each step and all before it are right; None after a step without a label, unless a wrong one is first."""
-    result: list[bool | None] = []
-    so_far: bool | None = True
-    for value in right:
-        so_far = False if so_far is False else None if so_far is None or value is None else value
-        result.append(so_far)
-    return tuple(result)
