@@ -151,16 +151,20 @@ def test_a_newer_bundle_is_one_line(own_bundle: Path, rows: Callable) -> None:
     refused(run("score", own_bundle, rows(ROW)), "bundle format 99", "pip install -U edge-prm")
 
 
-def test_a_graph_that_the_engine_cannot_load_is_one_line(own_bundle: Path, rows: Callable) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"not a graph", "not an ONNX graph"), (b"\x3a\x00", "cannot load")],  # no protobuf; an empty graph
+)
+def test_a_graph_that_the_engine_cannot_load_is_one_line(
+    own_bundle: Path, rows: Callable, data: bytes, said: str
+) -> None:
     from edge_prm.bundle import sha256_of
 
     graph = own_bundle / "model.onnx"
-    graph.write_bytes(b"not a graph")
-    edit_manifest(
-        own_bundle, lambda fields: fields["files"].update({"model.onnx": {"sha256": sha256_of(graph), "bytes": 11}})
-    )
-    result = run("score", own_bundle, rows(ROW))
-    refused(result, "ONNX Runtime", "cannot load", "model.onnx")
+    graph.write_bytes(data)
+    entry = {"sha256": sha256_of(graph), "bytes": len(data)}
+    edit_manifest(own_bundle, lambda fields: fields["files"].update({"model.onnx": entry}))
+    refused(run("score", own_bundle, rows(ROW)), said, "model.onnx")
 
 
 def test_a_bundle_for_another_backend_is_one_line(own_bundle: Path, rows: Callable) -> None:
