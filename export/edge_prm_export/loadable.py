@@ -27,31 +27,11 @@ def check_loadable(folder: Path, name: str) -> None:
     A folder without a config.json, or with a damaged one, passes: whoever reads it reports that.
     """
     config = _json(folder / "config.json")
-    if (folder / "adapter_config.json").is_file():
-        base = _json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
-        raise CheckpointError(
-            f"checkpoint {name} is a LoRA adapter (it holds adapter_config.json), not a model: merge it into {base} "
-            "with peft's merge_and_unload(), and give the folder of the merged model"
-        )
-    quantized = config.get("quantization_config") or config.get("compression_config")
-    if quantized or (folder / "quantize_config.json").is_file():
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        raise CheckpointError(
-            f"checkpoint {name} is quantized already ({method or 'quantization_config in config.json'}): its weights "
-            "are read in full precision only (fp32, fp16, bf16); give the checkpoint that it was made from"
-        )
     nested = next((key for key in ("text_config", "llm_config", "language_config") if key in config), None)
     if nested is not None and "num_attention_heads" not in config:
         raise CheckpointError(
             f"checkpoint {name}: config.json of model_type {config.get('model_type')!r} holds its decoder in {nested}, "
             "as models of text and images do; only text models are read: save the language model by itself"
-        )
-    pickled = sorted(path.name for pattern in ("pytorch_model*.bin", "*.pth") for path in folder.glob(pattern))
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise CheckpointNotFoundError(
-            name,
-            f"weight file model.safetensors is missing (only safetensors are read) and {pickled[0]} is pickled: "
-            "save it again with save_pretrained(folder, safe_serialization=True)",
         )
 
 
