@@ -246,8 +246,20 @@ def _run(bundles: tuple[Path, ...], parts: tuple[str, ...], given: dict[str, Any
         _print(results)
     finally:  # a pipe that was closed, or a fault of a table, does not lose the numbers
         _write(results, **outputs)
-    if results.failures:
+    bad = _name_bad_rows(results)
+    if results.failures or bad:
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _name_bad_rows(results: Results) -> int:
+    """Say on stderr which rows could not be read, by reason; the tables count them too. Returns their number."""
+    from edge_prm.view import printable
+
+    found = [omission for omission in results.left_out if omission.unreadable]
+    for omission in found:
+        places = ", ".join(omission.examples)
+        click.echo(f"Error: {printable(f'{omission.data}: {omission.count} {omission.reason} ({places})')}", err=True)
+    return sum(omission.count for omission in found)
 
 
 def _check_bundles(bundles: Sequence[Path]) -> None:

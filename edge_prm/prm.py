@@ -77,7 +77,7 @@ class PRM:
             raise
         finally:
             pool.shutdown(wait=False)  # an interrupt goes through at once
-        self.model.spare = _weak(self._give_idle_up)
+        self.model.spare = _weak(self.forget)
 
     @property
     def manifest(self) -> Manifest:
@@ -317,7 +317,8 @@ class PRM:
             if scorer is not None:
                 scorer.close()
 
-    def _give_idle_up(self) -> None:
+    def forget(self) -> None:
+        """Free the KV cache that is kept for the next call, which then computes its text from the start."""
         with self._lock:
             scorer, self._idle = self._idle, None
         if scorer is not None:

@@ -26,6 +26,7 @@ from edge_prm.errors import (
     InputError,
     UnsafePickleError,
 )
+from edge_prm.notices import AmbiguousHeadWarning
 from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
 from edge_prm_export.head import RewardHead, read_head
 from edge_prm_export.template import input_format
@@ -98,10 +99,17 @@ def test_a_head_of_one_output_is_an_outcome_model(write: Callable, head: str, na
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["Qwen2ForCausalLM"], "Qwen2ForTokenClassification"])
-def test_a_classifier_of_unknown_kind_is_refused(write: Callable, architectures: object) -> None:
+def test_a_classifier_of_an_unnamed_kind_is_taken_for_trls_with_a_warning(
+    write: Callable, architectures: object
+) -> None:
     folder = set_config(write("token_class"), architectures=architectures)
-    with pytest.raises(CheckpointError, match=r'judges steps or solutions, .*"Qwen2ForTokenClassification"'):
-        read_head(opened(folder))
+    with pytest.warns(AmbiguousHeadWarning, match="taken for the head of TRL's PRMTrainer"):
+        assert read_head(opened(folder)).kind == "token_class"
+
+
+def test_a_token_classifier_is_read_without_a_warning(write: Callable, recwarn: pytest.WarningsRecorder) -> None:
+    assert read_head(opened(write("token_class"))).kind == "token_class"
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("head", ["token_class", "two_class"])

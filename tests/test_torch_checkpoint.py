@@ -247,7 +247,10 @@ def _nested(folder: Path) -> None:
         (_labels(3), "score|label|classes"),
         (_config_of(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantized (gptq"),
         (_config_of(quantization_config={"quant_method": "awq"}), "is quantized (awq"),
-        (_config_of(quantization_config={"load_in_8bit": True, "quant_method": "bitsandbytes"}), "is quantized (bitsandbytes"),
+        (
+            _config_of(quantization_config={"load_in_8bit": True, "quant_method": "bitsandbytes"}),
+            "is quantized (bitsandbytes",
+        ),
         (_config_of(quantization_config={"quant_method": "fp8"}), "is quantized (fp8"),
         (_config_of(auto_map={"AutoModel": "modeling_x.OwnModel"}), "auto_map asks for code of its own"),
         (_config_of(model_type="own", auto_map={"AutoConfig": "c.OwnConfig"}), "does not know model_type 'own'"),

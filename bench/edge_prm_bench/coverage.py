@@ -12,6 +12,8 @@ from edge_prm_bench.data import Data
 MOST_REASONS = 8
 """Distinct reasons of one file that are listed; the rest is summed up."""
 
+_UNREADABLE = "rows that cannot be read"
+
 Rewards = Sequence[Sequence[float] | None]
 """Rewards of each trace of a file; None where a trace was not scored."""
 
@@ -59,6 +61,11 @@ class Omission:
     reason: str
     examples: tuple[str, ...] = ()
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether these are rows that could not be read."""
+        return self.reason.startswith(_UNREADABLE)
+
 
 def shared(columns: Iterable[Scored]) -> frozenset[int]:
     """Indices of the traces that all columns have scored; a column without any trace is not counted."""
@@ -72,9 +79,9 @@ def of_file(data: Data, total: int, labelled: bool) -> list[Omission]:
     made = []
     for reason, count in unreadable.most_common(MOST_REASONS):
         places = tuple(entry.place for entry in _left_out(data) if entry.reason == reason)[:3]
-        made.append(Omission(data.name, "", count, f"rows that cannot be read: {reason}", places))
+        made.append(Omission(data.name, "", count, f"{_UNREADABLE}: {reason}", places))
     if rest := sum(unreadable.values()) - sum(omission.count for omission in made):
-        made.append(Omission(data.name, "", rest, "rows that cannot be read, for other reasons"))
+        made.append(Omission(data.name, "", rest, f"{_UNREADABLE}, for other reasons"))
     if total > len(data.traces):
         more = f"traces beyond the first {len(data.traces)}, which are measured; --limit 0 takes all"
         made.append(Omission(data.name, "", total - len(data.traces), more))

@@ -165,9 +165,9 @@ def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
         session.push("x", last=True)
         prompt_tokens = session.tokens - 1
     shared, alone, computed = [], [], []
-    for _ in range(runs):
+    for _ in range(max(runs, RUNS)):
         alone.append(sum(_seconds_alone(prm, candidate) for candidate in candidates))
-        _forget(prm)
+        prm.forget()
         start = time.perf_counter()
         ranking = prm.rank(PROMPT, candidates)
         shared.append(time.perf_counter() - start)
@@ -188,14 +188,6 @@ def _seconds_alone(prm: edge_prm.PRM, candidate: list[str]) -> float:
     """Seconds of one candidate on a sequence of its own; the sequence is freed outside the clock."""
     scores = prm.score_many([(PROMPT, candidate)])  # a generator: nothing is computed yet
     return _seconds(lambda: next(scores))
-
-
-def _forget(prm: edge_prm.PRM) -> None:
-    """Score a text that has nothing in common with the next, so that the idle sequence holds no part of it.
-
-    It computes a few tokens, so it is never called inside the clock.
-    """
-    prm.score("!", ["?"])
 
 
 def _seconds(run: Callable[[], Any]) -> float:

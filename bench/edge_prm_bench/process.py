@@ -16,7 +16,9 @@ from edge_prm_bench.latency import Timing, timing
 
 # Linux hands ru_maxrss of the parent down to a new process; VmHWM starts at zero with it. Windows has neither.
 _CODE = """
-import json, pathlib, sys, time
+import json, sys
+sys.path[:] = json.loads(sys.argv[4])  # the edge-prm that measures is the one that is measured
+import pathlib, time
 start = time.perf_counter()
 import edge_prm
 bundle, tokens, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
@@ -72,12 +74,9 @@ def measure_peak_memory(bundle: Path, tokens: int, engine: Engine) -> float | No
 
 
 def _run(bundle: Path, engine: Engine, tokens: int) -> dict[str, Any]:
-    command = [sys.executable, "-c", _CODE, str(bundle), str(tokens), json.dumps(asdict(engine))]
-    # The process must run the edge-prm that runs here, wherever that was imported from.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
-    )
+    arguments = [str(bundle), str(tokens), json.dumps(asdict(engine)), json.dumps(sys.path)]
+    command = [sys.executable, "-c", _CODE, *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         what = f"scores {tokens} tokens with" if tokens else "loads"

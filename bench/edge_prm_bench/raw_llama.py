@@ -47,6 +47,7 @@ def main(bundle: Path, threads: int, tokens: int, turns: int) -> None:
         times: dict[str, list[float]] = {"llama.cpp": [], "PRM.score": []}
         for turn in range(turns):
             times["llama.cpp"].append(_seconds(raw))
+            prm.forget()  # no part of the text is known
             times["PRM.score"].append(_seconds(lambda turn=turn: prm.score(f"{turn}. turn.", steps)))  # type: ignore[misc]
     rates = {name: [length / seconds for seconds in found] for name, found in times.items()}
     ratios = np.array(rates["PRM.score"]) / np.array(rates["llama.cpp"])

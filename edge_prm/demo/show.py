@@ -22,14 +22,23 @@ WEAK_BELOW = 0.5
 
 
 def run_demo(threads: int | None, progress: Any, show: Callable[[str], None]) -> dict[str, Any]:
-    """Run the demo, `show` its lines, and return its figures."""
+    """Run the demo, `show` its lines, and return its figures.
+
+    Where this processor's 8-bit kernels saturate, int8 is exported with `--reduce-range`, as a user should.
+    """
+    from edge_prm.backends.saturation import saturates
     from edge_prm_export import export
 
     started = time.perf_counter()
+    reduce = bool(saturates())
     with tempfile.TemporaryDirectory(prefix="edge-prm-demo-") as folder:
         bundles = {
             (name, recipe): export(
-                f"{EMBEDDED}{name}", Path(folder) / f"{name}-{recipe}", recipe=recipe, progress=progress
+                f"{EMBEDDED}{name}",
+                Path(folder) / f"{name}-{recipe}",
+                recipe=recipe,
+                reduce_range=reduce and recipe == "int8",
+                progress=progress,
             )
             for name, recipe in (("demo", "int8"), ("demo", "fp32"), ("demo-reference", "fp32"))
         }
@@ -41,13 +50,17 @@ def run_demo(threads: int | None, progress: Any, show: Callable[[str], None]) ->
         facts = _compare(prms, list(generate(SEED + 1, COMPARED)))
         for opened in prms.values():
             opened.close()
-    facts |= {"best": best, "seconds": round(time.perf_counter() - started, 2)}
+    facts |= {"best": best, "reduce_range": reduce, "seconds": round(time.perf_counter() - started, 2)}
     show("")
     show(f"{facts['steps']} more steps of {COMPARED} derivations, half of them with a planted mistake:")
     show(f"  int8 is {facts['mean_difference']:.4f} from fp32 on average, {facts['max_difference']:.4f} at most")
     show(f"  verdicts that match the truth: int8 {facts['right']:.1%}, larger reference {facts['reference_right']:.1%}")
     show(f"  int8 and reference agree on {facts['agreement']:.1%} of the verdicts")
-    show(f"All of it in {facts['seconds']:.1f} s. Next: edge-prm export YOUR-CHECKPOINT --int8 -o prm-int8")
+    option = ""
+    if reduce:
+        option = " --reduce-range"
+        show("  this processor's 8-bit kernels saturate, so int8 was exported with --reduce-range (7-bit weights)")
+    show(f"All of it in {facts['seconds']:.1f} s. Next: edge-prm export YOUR-CHECKPOINT --int8{option} -o prm-int8")
     return facts
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_prm.errors import CheckpointError, CheckpointNotFoundError
+from edge_prm.errors import CheckpointError
 
 Config = Mapping[str, Any]
 
