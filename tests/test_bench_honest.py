@@ -610,3 +610,16 @@ def test_the_manifest_of_a_bundle_is_where_it_was(bundle: Path) -> None:
     """The fixtures above change copies only."""
     assert (bundle / MANIFEST_NAME).is_file()
     assert read_manifest(bundle).context_length > 300
+
+
+def test_rows_that_cannot_be_read_are_named_and_end_with_exit_code_1(bundle: Path, tmp_path: Path) -> None:
+    good = [json.dumps({"problem": "P", "steps": ["a", "b"], "label": label}) for label in (-1, 1)]
+    (tmp_path / "data.jsonl").write_text("\n".join([good[0], "{", '{"problem": "P"}', good[1]]))
+    result = run("bench", "quality", bundle, "--data", tmp_path / "data.jsonl", "--threads", 1)
+    assert result.exit_code == 1
+    facts = json.loads(result.stdout.splitlines()[-1])
+    assert sum(one["count"] for one in facts["left_out"] if one["reason"].startswith("rows")) == 2
+    assert facts["step_quality"][0]["traces"] == 2
+    assert "data.jsonl: 1 rows that cannot be read: not valid JSON" in result.stderr
+    assert "(line 2)" in result.stderr
+    assert "its fields are problem" in result.stderr
