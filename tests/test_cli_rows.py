@@ -190,7 +190,7 @@ def test_rows_shows_how_a_file_is_read(rows: Callable) -> None:
     assert result.exit_code == 1
     for part in (
         "line 1, id 1: ProcessBench", "1 + response  3 * 4 = 12", "2 - response", "candidate 0, right", "completion is empty",
-        "no usable labels: label is 'x'", "left out  error step 4", "5 rows (ProcessBench 2, candidates 1, PRMBench 1)",
+        "no usable labels: label is 'x'", "left out  an error step that names no step", "5 rows (ProcessBench 2, candidates 1, PRMBench 1)",
         "4 texts to score, 8 steps; 2 with labels of steps", "1 text would give one step", "cannot be read: 2", "not valid JSON",
     ):  # fmt: skip
         assert part in result.stdout, (part, result.stdout)

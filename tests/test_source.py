@@ -81,10 +81,11 @@ def test_the_benchmark_s_own_pair_is_the_embedded_one_too(here: Path) -> None:
     from edge_prm.progress import show_progress
     from edge_prm_bench.demo import demo_pair
     from edge_prm_bench.results import Options
+    from edge_prm_export import export
 
     for name in ("demo", "demo-reference"):
         (here / name).mkdir()
-    with demo_pair(Options(parts=("fidelity",)), show_progress) as (bundles, options):
+    with demo_pair(Options(parts=("fidelity",)), export, show_progress) as (bundles, options):
         assert {read_manifest(bundle).source.name for bundle in bundles} == {"demo"}
         assert {read_manifest(path).source.name for path in options.references} == {"demo", "demo-reference"}
 

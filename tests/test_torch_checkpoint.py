@@ -240,8 +240,8 @@ def _nested(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (_lora, "is a LoRA adapter"),
-        (_lora_beside_a_model, "is a LoRA adapter"),
+        (_lora, "a LoRA adapter"),
+        (_lora_beside_a_model, "a LoRA adapter"),
         (_bin_only, "pytorch_model.bin"),
         (_labels(1), "score|label|outcome"),
         (_labels(3), "score|label|classes"),

@@ -82,6 +82,10 @@ def of_file(data: Data, total: int, labelled: bool) -> list[Omission]:
         made.append(Omission(data.name, "", count, f"{_UNREADABLE}: {reason}", places))
     if rest := sum(unreadable.values()) - sum(omission.count for omission in made):
         made.append(Omission(data.name, "", rest, f"{_UNREADABLE}, for other reasons"))
+    parts = Counter(entry.reason for entry in getattr(data, "parts", ()))
+    for reason, count in parts.most_common(MOST_REASONS):
+        places = tuple(entry.place for entry in data.parts if entry.reason == reason)[:3]
+        made.append(Omission(data.name, "", count, f"left out of rows that are read: {reason}", places))
     if total > len(data.traces):
         more = f"traces beyond the first {len(data.traces)}, which are measured; --limit 0 takes all"
         made.append(Omission(data.name, "", total - len(data.traces), more))

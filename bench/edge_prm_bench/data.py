@@ -50,7 +50,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row or a candidate that could not be read: its place in the file and the reason."""
+    """A row, a candidate or a part of one that was left out: its place in the file and the reason."""
 
     place: str
     reason: str
@@ -60,6 +60,7 @@ class LeftOut:
 class Data:
     """The traces of a file (or of a part of it), and the hash that distinguishes them from all others.
 
+    `left_out` holds rows and candidates that could not be read, `parts` what was left out of rows that were read.
     `one_step` counts completions that gave one step where another split gives more.
     """
 
@@ -67,6 +68,7 @@ class Data:
     traces: tuple[Trace, ...]
     split: str
     left_out: tuple[LeftOut, ...] = ()
+    parts: tuple[LeftOut, ...] = ()
     one_step: int = 0
 
     @cached_property
@@ -114,6 +116,7 @@ def read_data(
     path = Path(path)
     traces: list[Trace] = []
     left_out: list[LeftOut] = []
+    parts: list[LeftOut] = []
     seen: Counter[str] = Counter()
     one_step = 0
     for record in read_records(path, fields):
@@ -122,6 +125,7 @@ def read_data(
         if isinstance(record, BadRow):
             left_out.append(LeftOut(record.place, record.reason))
             continue
+        parts += [LeftOut(record.place, note) for note in record.notes]
         for trace, alone in _traces(record, split, separators):
             if isinstance(trace, LeftOut):
                 left_out.append(trace)
@@ -133,7 +137,7 @@ def read_data(
     if not traces:
         first = left_out[0] if left_out else LeftOut("", "it holds no rows")
         raise InputError(f"{path}: none of {len(left_out)} rows can be read; {first.place}: {first.reason}")
-    return Data(path.name, tuple(traces[:limit]), split, tuple(left_out), one_step)
+    return Data(path.name, tuple(traces[:limit]), split, tuple(left_out), tuple(parts), one_step)
 
 
 def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[tuple[Trace | LeftOut, bool]]:

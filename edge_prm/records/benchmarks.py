@@ -58,7 +58,7 @@ def _error_steps(found: Any, count: int) -> tuple[Labels, tuple[str, ...]]:
         return Labels(missing=str(error)), ()
     inside = {step for step in wrong if 1 <= step <= count}
     outside = sorted(wrong - inside)
-    notes = tuple(f"error step {step}, which is none of {count} steps" for step in outside)
+    notes = ("an error step that names no step",) * len(outside)
     if wrong and not inside:
         return Labels(missing=f"error_steps are {outside}, and there are {count} steps"), notes
     first = min(inside) - 1 if inside else count

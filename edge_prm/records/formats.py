@@ -80,7 +80,7 @@ def _empty_steps(candidate: Candidate) -> list[str]:
     """Empty steps of a list with labels are not scored; the others keep their places, so that labels fit."""
     if candidate.labels.right is None or isinstance(candidate.steps, str):
         return []
-    return [f"step {index}, which is empty" for index, step in enumerate(candidate.steps) if not step.strip()]
+    return ["an empty step" for step in candidate.steps if not step.strip()]
 
 
 def _format(row: RowFields) -> Format:
