@@ -36,6 +36,18 @@ class _State:
     """Whether a command runs, so that an interrupt must unwind it."""
     interrupted = False
     ended = threading.Lock()
+    folders: set[str] = set()  # noqa: RUF012 - one for the process
+    """Temporary folders, to be removed before a forced end."""
+
+
+def remove_at_forced_end(folder: str) -> None:
+    """Remove a temporary folder also where an interrupt ends the process by force."""
+    _State.folders.add(folder)
+
+
+def keep_at_forced_end(folder: str) -> None:
+    """Take back `remove_at_forced_end`."""
+    _State.folders.discard(folder)
 
 
 def watch() -> None:
@@ -98,10 +110,19 @@ def leave() -> NoReturn:
 
 def _exit() -> NoReturn:
     if _State.ended.acquire(blocking=False):  # the line comes once, whoever is first
+        _remove_folders()
         start = "\n" if os.isatty(2) else ""  # a progress bar may be on the current line
         with contextlib.suppress(OSError):  # nobody may read stderr
             os.write(2, f"{start}{MESSAGE}\n".encode())
     os._exit(EXIT_INTERRUPTED)
+
+
+def _remove_folders() -> None:
+    if _State.folders:
+        import shutil  # tempfile has imported it
+
+        for folder in list(_State.folders):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

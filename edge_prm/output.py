@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from edge_prm import interrupts
 from edge_prm.errors import OutputError
 
 
@@ -54,6 +55,17 @@ def atomic_file(target: Path) -> Iterator[IO[str]]:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that is removed at the end of the block, and where an interrupt ends the process by force."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        interrupts.remove_at_forced_end(name)
+        try:
+            yield Path(name)
+        finally:
+            interrupts.keep_at_forced_end(name)
 
 
 def write_file(target: Path, text: str) -> None:

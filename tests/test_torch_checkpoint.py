@@ -155,9 +155,9 @@ def test_an_output_matrix_is_needed_by_token_pairs_only(tiny_llama: Callable[[st
     assert_same(of_reference(source, "token_class", tmp_path), expected)
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "reference.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
         of_reference(source, "token_pair", tmp_path)
-    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
         of_bundle(source, "token_pair", tmp_path / "out")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.demo.derivations import generate, plant_mistake
+from edge_prm.output import temporary_folder
 from edge_prm.source import EMBEDDED
 from edge_prm_bench.results import Options
 
@@ -30,8 +30,7 @@ def demo_pair(
 
     `demo-fp32` is the full precision of the demo itself, `demo-reference` the larger model with a two-class head.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-prm-bench-") as name:
-        folder = Path(name)
+    with temporary_folder("edge-prm-bench-") as folder:
         bundles = [
             export(
                 f"{EMBEDDED}demo", folder / f"demo-int8{'-reduced' * reduced}", reduce_range=reduced, progress=progress

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from edge_prm.demo.derivations import Derivation, generate, plant_mistake
+from edge_prm.output import temporary_folder
 from edge_prm.prm import PRM, load
 from edge_prm.source import EMBEDDED
 from edge_prm.view import ranking_lines, score_lines
@@ -31,11 +30,11 @@ def run_demo(threads: int | None, progress: Any, show: Callable[[str], None]) ->
 
     started = time.perf_counter()
     reduce = bool(saturates())
-    with tempfile.TemporaryDirectory(prefix="edge-prm-demo-") as folder:
+    with temporary_folder("edge-prm-demo-") as folder:
         bundles = {
             (name, recipe): export(
                 f"{EMBEDDED}{name}",
-                Path(folder) / f"{name}-{recipe}",
+                folder / f"{name}-{recipe}",
                 recipe=recipe,
                 reduce_range=reduce and recipe == "int8",
                 progress=progress,
