@@ -160,7 +160,7 @@ class ReferenceWriter:
         check_output(path, provenance)  # before it is opened, which creates it
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-            if not _lock(self._file.fileno()):
+            if lock(self._file.fileno()) is False:  # where there are no locks, one run at a time is left to the user
                 raise InputError(f"{path} is being written by another process; wait for it, or choose another output")
             self.done = check_output(path, provenance)  # what another process wrote until it ended
             content = path.read_bytes()
@@ -237,18 +237,3 @@ def _check_same(old: Reference, new: Provenance) -> None:
                 f"{old.place} was begun with {f.name} {before!r} and this run has {now!r}; "
                 "finish it as it was begun, or choose another output"
             )
-
-
-def _lock(descriptor: int) -> bool:
-    """Take a file's lock until it is closed; False when another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one run at a time is left to the user there
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
