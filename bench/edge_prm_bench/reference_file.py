@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from edge_prm.errors import InputError, OutputError
+from edge_prm.output import lock
 from edge_prm_bench.data import Data
 
 FORMAT = "edge-prm-reference"
