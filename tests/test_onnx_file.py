@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_is_an_error_and_the_session_goes_on(bundle_of: Ca
         session.run_with_iobinding(session.io_binding(), options)
 
     with pytest.raises(BackendError, match="failed at token 0"):
-        model._session.run(terminated, 0)
+        model._session.run(terminated, 0, 1)
     assert model.start().extend(ids, [199])[0] == expected
     model.close()
 

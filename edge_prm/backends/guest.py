@@ -15,6 +15,7 @@ A mapped file that is overwritten gives other weights to a model that is loaded,
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import weakref
@@ -26,6 +27,9 @@ from typing import Any, TypeVar
 from edge_prm.errors import BackendError, BundleIntegrityError
 
 Result = TypeVar("Result")
+
+SHORT_SECONDS = 0.05
+"""A run that is shorter than this is not worth a thread of its own."""
 
 
 class Guest:
@@ -48,14 +52,15 @@ class Guest:
                 "load the bundle after the fork, in each process, or start processes with the 'spawn' method"
             )
 
-    def run(self, call: Callable[[], Result], stop: Callable[[], None]) -> Result:
+    def run(self, call: Callable[[], Result], stop: Callable[[], None], seconds: float = math.inf) -> Result:
         """Return what `call` returns; an exception that a signal raises in the main thread goes through at once.
 
         `stop` is then called, from the main thread: it must make a run that has begun end soon, and one that has not
-        begun end at its start. `call` may still be running when this method has raised.
+        begun end at its start. `call` may still be running when this method has raised. A call that is expected to take
+        few `seconds` is made directly: a signal can wait for its end.
         """
         self.check()
-        if threading.current_thread() is not threading.main_thread():  # signals never come here
+        if seconds < SHORT_SECONDS or threading.current_thread() is not threading.main_thread():  # no signals there
             return call()
         try:
             try:

@@ -72,7 +72,7 @@ class OnnxModel:
             rewards: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
             return rewards
 
-        return self._session.run(call, offset)
+        return self._session.run(call, offset, len(ids))
 
 
 class OnnxBackend:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +34,7 @@ class OnnxSession:
         self._path = path = bundle.folder / MODEL_NAME
         self._threads = threads
         self._reopen = False
+        self._seconds_per_token = math.inf  # of the last run
         files = bundle.manifest.files
         self._files = WeightFiles(bundle.folder / name for name in files if name != TOKENIZER_NAME)
         check_external_data(path, files)
@@ -55,8 +58,8 @@ class OnnxSession:
         self._guest.check()
         self._files.check()
 
-    def run(self, call: Callable[[onnxruntime.InferenceSession, Any], Result], offset: int) -> Result:
-        """Return `call(session, run options)`, a run after `offset` tokens; BackendError when the engine fails."""
+    def run(self, call: Callable[[onnxruntime.InferenceSession, Any], Result], offset: int, tokens: int) -> Result:
+        """Return `call(session, run options)`, a run of `tokens` after `offset` others; BackendError when it fails."""
         self._guest.check()
         options = _run_options()
 
@@ -67,14 +70,16 @@ class OnnxSession:
             with self._lock:
                 self._files.check()
                 session = self.engine
+                start = time.perf_counter()
                 try:
                     result = call(session, options)
+                    self._seconds_per_token = (time.perf_counter() - start) / tokens
                 except Exception as error:
                     raise BackendError(f"ONNX Runtime failed at token {offset}: {error}") from error
                 self._files.check()
                 return result
 
-        return self._guest.run(locked, stop)
+        return self._guest.run(locked, stop, tokens * self._seconds_per_token)
 
     def close(self) -> None:
         """Free the weights, after a run of another thread."""

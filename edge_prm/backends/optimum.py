@@ -76,7 +76,7 @@ class OptimumModel:
             outputs: list[Floats] = session.run(names, feed, options)
             return outputs
 
-        rewards, *present = self._session.run(call, past)
+        rewards, *present = self._session.run(call, past, len(ids))
         return rewards, present
 
 
