@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edge_prm.bundle as bundle_module
 from edge_prm.bundle import STAMP_NAME, Bundle, open_bundle, sha256_of, stamp_files
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, InputError
 from edge_prm.manifest import MANIFEST_NAME, FileEntry, Manifest
+from edge_prm.prm import load
 
 BIG = 2000
 FILES = {"tokenizer.json": b"{}" * 50, "model.onnx": b"graph" * 20, "model.onnx.data": os.urandom(BIG)}
@@ -251,3 +253,10 @@ def test_a_path_of_other_letters_is_fine(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "ünï 模型")
     assert open_bundle(tmp_path / "ünï 模型").folder == tmp_path / "ünï 模型"
     assert open_bundle(os.fsencode(tmp_path / "ünï 模型")).folder == tmp_path / "ünï 模型"  # type: ignore[arg-type]
+
+
+def test_numpy_integers_are_numbers_of_threads(bundle: Path) -> None:
+    with load(bundle, threads=np.int64(1)) as prm:  # type: ignore[arg-type]
+        assert prm.score("q", ["a"]).rewards
+    with pytest.raises(InputError, match="threads is True"):
+        load(bundle, threads=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,7 @@ def load_model(bundle: Bundle, backend: str, threads: int | None, device: str, g
         raise InputError(f"{bundle.folder} was exported for backend {made_for!r}; it cannot run on {backend!r}")
     if device not in DEVICES:
         raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}")
+    threads, gpu_layers = _plain(threads), _plain(gpu_layers)
     if threads is not None and not _whole(threads, 1):
         raise InputError(
             f"threads is {threads!r}; give a whole number from 1 up, or None for one per core that this process may use"
@@ -106,6 +107,11 @@ def check_trim(to: int, held: int) -> None:
     """BackendError unless a cache of `held` tokens can be cut down to `to`."""
     if not 0 <= to <= held:
         raise BackendError(f"cannot trim to {to} tokens: the cache holds {held}")
+
+
+def _plain(value: Any) -> Any:
+    """A numpy integer as Python's own; anything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _whole(value: object, least: int) -> bool:
