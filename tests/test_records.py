@@ -83,6 +83,7 @@ def assistant(content: Any = ANSWER, **more: Any) -> dict[str, Any]:
         ({"prompt": Q, "choices": [{"text": ANSWER, "index": 0}]}, "choices"),
         ({"messages": [user()], "response": {"body": {"choices": [{"message": assistant()}]}}}, "choices"),
         ({"prompt": [user()], "completion": ANSWER}, "completion"),
+        ({"request_id": "0", "prompt": Q, "outputs": [{"index": 0, "text": ANSWER}], "finished": True}, "candidates"),
         ({"problem": Q, "steps": None, "completion": ANSWER, "label": None}, "completion"),
         ({"problem": Q, "completion": None, "response": ANSWER}, "completion"),
         ({"problem": None, "prompt": Q, "candidates": None, "steps": STEPS}, "steps"),
@@ -336,6 +337,13 @@ def test_a_bad_part_of_a_file_costs_only_itself(data: bytes, good: int | None, s
     assert any(said in reason for reason in bad), bad
     if good is not None:
         assert sum(isinstance(one, Record) for one in found) == good
+
+
+def test_a_csv_file_of_named_columns_is_read() -> None:
+    data = f'q,a\n"{Q}","{ANSWER}"\n'.encode()
+    (found,) = read_records(io.BytesIO(data), Fields(prompt="q", completion="a"))
+    assert isinstance(found, Record)
+    assert texts(found.candidates[0]) == STEPS
 
 
 def test_cells_of_a_csv_file_hold_lists_numbers_and_nothing() -> None:

@@ -35,7 +35,7 @@ def read_records(
     if isinstance(source, (str, Path)):
         return _of_path(Path(source), fields, name or str(source))
     buffered: Any = source if hasattr(source, "peek") else io.BufferedReader(source)
-    return _records(file_rows(buffered, name or str(getattr(source, "name", "input"))), fields)
+    return _records(file_rows(buffered, name or str(getattr(source, "name", "input")), fields.names), fields)
 
 
 def _of_path(path: Path, fields: Fields, place: str) -> Iterator[Record | BadRow]:
@@ -44,7 +44,7 @@ def _of_path(path: Path, fields: Fields, place: str) -> Iterator[Record | BadRow
     except OSError as error:
         raise InputError(f"{place} cannot be read ({error.strerror}); give a file of rows") from None
     try:
-        rows = file_rows(file, place)
+        rows = file_rows(file, place, fields.names)
     except BaseException:
         file.close()
         raise

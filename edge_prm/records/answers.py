@@ -117,7 +117,8 @@ def candidates(row: RowFields) -> Read:
         ]
     others = [key for key in (*present[1:], "steps", *COMPLETIONS[:-1]) if key in row]
     notes = tuple(f"{other}: the answers are {name}" for other in others)
-    return Read(row.prompt(), tuple(found), True, notes)
+    several = name != "outputs" or len(found) > 1  # vLLM's list, which mostly holds one
+    return Read(row.prompt(), tuple(found), several, notes)
 
 
 def named_fields(row: RowFields) -> Read:

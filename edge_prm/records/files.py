@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from edge_prm.errors import InputError, MissingExtraError
@@ -43,8 +43,11 @@ class Row(NamedTuple):
 FileRow = Row | BadRow
 
 
-def file_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
-    """Rows of an open binary file that can be peeked into; InputError for a file of a kind that is not read."""
+def file_rows(file: BinaryIO, name: str, columns: Collection[str] = ()) -> Iterator[FileRow]:
+    """Rows of an open binary file that can be peeked into; InputError for a file of a kind that is not read.
+
+    `columns` are names of fields that the user gives: a header with one of these, or with a known name, is one of CSV.
+    """
     head = _peek(file)
     if head[:2] == b"\x1f\x8b":
         file = io.BufferedReader(gzip.GzipFile(fileobj=file), PEEK)
@@ -57,7 +60,7 @@ def file_rows(file: BinaryIO, name: str) -> Iterator[FileRow]:
         raise InputError(f"{name} holds no rows")
     if text[:1] == b"[" and not _line_of_list(text):
         return _guarded(_json_list(_decoded(file)), name)
-    if text[:1] not in b"{[" and (dialect := _csv_delimiter(text)):
+    if text[:1] not in b"{[" and (dialect := _csv_delimiter(text, columns)):
         return _guarded(_csv(file, dialect), name)
     return _guarded(_json_lines(_lines(file)), name)
 
@@ -268,7 +271,7 @@ def _json_list(pieces: Iterator[str]) -> Iterator[FileRow]:
 # CSV
 
 
-def _csv_delimiter(text: bytes) -> str:
+def _csv_delimiter(text: bytes, columns: Collection[str]) -> str:
     """The delimiter of a CSV file with a header that names a known column; "" when it is none."""
     header = re.split(rb"[\r\n]", text, maxsplit=1)[0].decode("utf-8", "replace")
     for delimiter in (",", "\t", ";"):
@@ -276,7 +279,7 @@ def _csv_delimiter(text: bytes) -> str:
             names = next(csv.reader([header], delimiter=delimiter), [])
         except csv.Error:
             continue
-        if len(names) > 1 and any(name.strip().lower() in KNOWN_COLUMNS for name in names):
+        if len(names) > 1 and any(name.strip().lower() in KNOWN_COLUMNS or name.strip() in columns for name in names):
             return delimiter
     return ""
 

@@ -94,6 +94,11 @@ class Fields:
     candidates: str | None = None
     id: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that are given."""
+        return tuple(filter(None, (self.prompt, self.steps, self.completion, self.candidates, self.id)))
+
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "completion", "candidates") if getattr(self, name)]
         if len(given) > 1:
