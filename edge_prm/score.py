@@ -153,7 +153,8 @@ def json_line(value: Any) -> str:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(_plain(value), allow_nan=False)
-    return _without_lone_surrogates(text) if _LONE_SURROGATE.search(text) else text
+    suspicious = "\\ud" in text and _LONE_SURROGATE.search(text)
+    return _without_lone_surrogates(text) if suspicious else text
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

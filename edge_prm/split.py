@@ -49,6 +49,8 @@ def _any_of(tags: Sequence[str]) -> str:
 _OPENING = _any_of([tag for tag, _ in THINKING_TAGS])
 _CLOSING = _any_of([tag for _, tag in THINKING_TAGS])
 _AROUND_ANSWER = _any_of([tag for pair in ANSWER_TAGS for tag in pair])
+_TAG_STARTS = tuple({tag[0] for pair in (*THINKING_TAGS, *ANSWER_TAGS) for tag in pair})
+"""What tags begin with: most texts hold none of these, and need no search."""
 _TAG = re.compile(rf"(?P<open>{_OPENING})|(?P<close>{_CLOSING})|(?P<answer>{_AROUND_ANSWER})", re.IGNORECASE)
 _TAGS_ONLY = re.compile(rf"(?:\s*(?:{_OPENING}|{_CLOSING}|{_AROUND_ANSWER}))+\s*", re.IGNORECASE)
 _CLOSING_FIRST = re.compile(rf"\s*(?:{_CLOSING}|{_any_of([tag for _, tag in ANSWER_TAGS])})", re.IGNORECASE)
@@ -158,7 +160,7 @@ def join_tags(
 
 def tags_only(text: str) -> bool:
     """Whether a text holds nothing but tags of thinking or of the answer, and white space."""
-    return _TAGS_ONLY.fullmatch(text) is not None
+    return text.lstrip()[:1] in _TAG_STARTS and _TAGS_ONLY.fullmatch(text) is not None
 
 
 def kinds_of(texts: Sequence[str]) -> list[str]:
@@ -166,7 +168,8 @@ def kinds_of(texts: Sequence[str]) -> list[str]:
 
     Where the first tag of thinking closes it, its opening tag is missing and the texts begin as thinking.
     """
-    tags = [match for text in texts for match in _TAG.finditer(text)]
+    tagged = [text for text in texts if any(start in text for start in _TAG_STARTS)]
+    tags = [match for text in tagged for match in _TAG.finditer(text)]
     if not tags:
         return ["response"] * len(texts)
     inside = next((match["open"] is None for match in tags if match["answer"] is None), False)
