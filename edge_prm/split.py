@@ -26,7 +26,7 @@ _PATTERNS = {
 }
 _PATTERNS["auto"] = _PATTERNS["blank"]
 _NUMBERED = re.compile(r"(?m)^\W*(?:step|paragraph)\s*\d+\b", re.IGNORECASE)
-_LEADING_BLANK_LINES = re.compile(r"\A(?:\s*[\r\n])?")
+LEADING_BLANK_LINES = re.compile(r"\A(?:\s*[\r\n])?")
 _WORD = re.compile(r"\w+")
 
 THINKING_TAGS = (
@@ -90,7 +90,7 @@ def split_completion(completion: str, split: str) -> tuple[str, list[str], list[
     holds nothing but separators, white space and tags.
     """
     pattern = splitter(split)
-    found = _LEADING_BLANK_LINES.match(completion)
+    found = LEADING_BLANK_LINES.match(completion)
     lead = found.group() if found else ""
     texts: list[str] = []
     separators: list[str] = []

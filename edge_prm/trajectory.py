@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edge_prm.errors import InputError
-from edge_prm.split import STEP_SEPARATOR, cut_at, join_tags, kinds_of, shown, split_completion, splitter, tags_only
+from edge_prm.split import (
+    LEADING_BLANK_LINES,
+    STEP_SEPARATOR,
+    cut_at,
+    join_tags,
+    kinds_of,
+    shown,
+    split_completion,
+    splitter,
+    tags_only,
+)
 
 KINDS = ("thinking", "response")
-_LEADING_BLANK_LINES = re.compile(r"\A(?:\s*[\r\n])?")
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ def _bare(text: object, place: str) -> str:
     """A step of a list without blank lines at its ends."""
     if not isinstance(text, str):
         raise InputError(f"{place} is {type(text).__name__}, not a string: {shown(text)}")
-    return _check_string(_LEADING_BLANK_LINES.sub("", text).rstrip("\r\n"), place)
+    return _check_string(LEADING_BLANK_LINES.sub("", text).rstrip("\r\n"), place)
 
 
 def _check_string(text: object, place: str) -> str:

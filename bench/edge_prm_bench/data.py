@@ -18,7 +18,7 @@ from pathlib import Path
 from edge_prm import Trajectory
 from edge_prm.errors import InputError
 from edge_prm.records import BadRow, Candidate, Fields, Record, read_records
-from edge_prm.split import other_split, splitter
+from edge_prm.split import cut_at, other_split, splitter
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -146,9 +146,9 @@ def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[t
     for index, candidate in enumerate(record.candidates):
         id_ = f"{problem}/{index}" if record.several else problem
         try:
-            separator = next((s for s in separators if isinstance(candidate.steps, str) and s in candidate.steps), None)
-            trajectory = candidate.trajectory(record.prompt, split, separator)
             text = candidate.steps if isinstance(candidate.steps, str) else ""
+            separator = next((own for own in separators if cut_at(text, own)), None)
+            trajectory = candidate.trajectory(record.prompt, split, separator)
             alone = bool(other_split(text, len(trajectory.steps)))
             yield _trace(id_, problem, candidate, trajectory), alone
         except InputError as error:
