@@ -386,7 +386,7 @@ def test_cuda_where_there_is_none_is_one_sentence(tmp_path: Path, data_file: Pat
 def test_a_missing_torch_says_what_to_install(tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run("bench", "reference", "demo", data_file, "-o", tmp_path / "r")
-    refused(result, 'torch not installed; install with: pip install "edge-prm[reference]"')
+    refused(result, "torch", 'not installed; install with: pip install "edge-prm[reference]"')
     assert not (tmp_path / "r").exists()
 
 
@@ -400,6 +400,7 @@ def test_a_checkpoint_without_a_head_is_named(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.usefixtures("torch_installed")
 def test_empty_data_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     refused(run("bench", "reference", "demo", tmp_path / "empty.jsonl", "-o", tmp_path / "r"), "holds no rows")
