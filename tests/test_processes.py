@@ -465,6 +465,63 @@ def callback():
 interrupts.run(globals()[sys.argv[1]])
 """
 
+EXTENSION_IMPORT = """
+import importlib.machinery, signal, sys, time
+from edge_prm import interrupts
+
+class Spec(importlib.machinery.ModuleSpec):
+    @property
+    def origin(self):  # Python code that a module in C calls during its initialization
+        signal.raise_signal(signal.SIGINT)
+        print("goes on", flush=True)
+        return "nowhere"
+    @origin.setter
+    def origin(self, value): pass
+
+def load():
+    interrupts.begin()
+    loader = importlib.machinery.ExtensionFileLoader("x", "nowhere")
+    try:
+        try: loader.create_module(Spec("x", loader))
+        except ImportError: time.sleep(30)
+    except KeyboardInterrupt: interrupts.leave()
+
+interrupts.run(load)
+"""
+
+
+@posix_only
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_waits_until_an_extension_module_is_imported() -> None:
+    done = python(EXTENSION_IMPORT)
+    assert (done.returncode, set(done.stdout.split())) == (exit_codes.EXIT_INTERRUPTED, {"goes", "on"})
+    assert done.stderr == "Interrupted\n"
+
+
+def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
+    need_engine("gguf")
+    from edge_prm.backends.gguf import _Handles
+
+    class Llama:
+        def __init__(self) -> None:
+            self.freed: list[str] = []
+
+        def __getattr__(self, name: str) -> Callable[[str], None]:
+            def free(handle: str) -> None:
+                self.freed.append(handle)
+                raise KeyboardInterrupt
+
+            return free
+
+    llama = Llama()
+    handles = _Handles(llama, None, Guest())  # type: ignore[arg-type]
+    handles.batch, handles.context, handles.model = "batch", "context", "model"  # type: ignore[assignment]
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            handles.free()
+    handles.free()
+    assert llama.freed == ["batch", "context", "model"]
+
 
 @posix_only
 @pytest.mark.usefixtures("interruptible")

@@ -62,13 +62,19 @@ class _Handles:
         if not self._guest.at_home:
             return
         with engine_lines():
-            if self.batch is not None:
-                self._llama.llama_batch_free(self.batch)
-            if self.context is not None:
-                self._llama.llama_free(self.context)
-            if self.model is not None:
-                self._llama.llama_model_free(self.model)
-        self.model = self.context = self.batch = None
+            batch, self.batch = self.batch, None  # first, so that an interrupt here frees nothing twice
+            if batch is not None:
+                self._llama.llama_batch_free(batch)
+            self.free_context()
+            model, self.model = self.model, None
+            if model is not None:
+                self._llama.llama_model_free(model)
+
+    def free_context(self) -> None:
+        """Free the context alone."""
+        context, self.context = self.context, None
+        if context is not None:
+            self._llama.llama_free(context)
 
     def abandon(self) -> None:
         """Called in a forked child; `free` already knows."""
@@ -288,8 +294,7 @@ class GgufModel:
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         written = llama.llama_state_get_data(handles.context, pointer, len(state))
         with engine_lines():
-            llama.llama_free(handles.context)
-        handles.context = None
+            handles.free_context()
         try:
             handles.context = self._make_context(cells, sequences or self._sequences)
             self._cells, self._sequences = cells, sequences or self._sequences
