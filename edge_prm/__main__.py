@@ -11,7 +11,7 @@ def main() -> None:
 
 
 def _command() -> None:
-    from edge_prm.cli import main as command  # noqa: TID251  # it imports click, after the handler is there
+    from edge_prm.cli.main import main as command  # noqa: TID251  # it imports click, after the handler is there
 
     command()
 

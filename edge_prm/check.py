@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from edge_prm.backends.saturation import saturates
+from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import BundleIntegrityError

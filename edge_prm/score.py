@@ -186,3 +186,8 @@ def _repaired(value: Any) -> Any:
     if isinstance(value, list):
         return [_repaired(item) for item in value]
     return value
+
+
+def first_weak(rewards: Sequence[float], weak_below: float) -> int | None:
+    """The index of the first reward below `weak_below`; None where no reward is."""
+    return next((index for index, reward in enumerate(rewards) if reward < weak_below), None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from edge_prm import cli
+from edge_prm.cli import main as cli
 from edge_prm.manifest import MANIFEST_NAME
 
 PROMPT = "What is 2 + 3 * 4?"

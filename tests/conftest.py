@@ -13,7 +13,7 @@ from fake_backend import FakeModel, reward_of
 from hypothesis import settings
 from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 
-from edge_prm.backends.saturation import saturates
+from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoder
 from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 pytest.importorskip("optimum.exporters.onnx", reason=REASON)
 
-import edge_prm_export.optimum_export as way  # noqa: E402
+import edge_prm_export.optimum.trace as way  # noqa: E402
 from edge_prm_export import export  # noqa: E402
 
 LIMIT = 1e-4

@@ -13,8 +13,9 @@ import pytest
 
 from edge_prm.errors import CheckpointError, ExportError, OutputExistsError
 from edge_prm.manifest import MANIFEST_NAME
-from edge_prm_export import atomic, rename
-from edge_prm_export.atomic import LOCK_NAME, atomic_folder, remove_leftovers
+from edge_prm_export import output as atomic
+from edge_prm_export import rename
+from edge_prm_export.output import LOCK_NAME, atomic_folder, remove_leftovers
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL and no flock")
 
@@ -168,7 +169,8 @@ def test_an_output_below_a_file_is_named(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edge_prm_export import atomic, rename
+from edge_prm_export import output as atomic
+from edge_prm_export import rename
 target, moment = Path(sys.argv[1]), sys.argv[2]
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_prm.backends import DEVICES, MODULES, Backend, Model, load_model
-from edge_prm.backends.gguf import GgufBackend
-from edge_prm.backends.onnx import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
-from edge_prm.backends.optimum import OptimumBackend
+from edge_prm.backends.gguf.model import GgufBackend
+from edge_prm.backends.onnx.native import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
+from edge_prm.backends.onnx.traced import OptimumBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edge_prm.errors import InputError
-from edge_prm_bench import quality
 from edge_prm_bench.data import Data, last_number, read_data
-from edge_prm_bench.fidelity import Scored, capability, quantization, worst
+from edge_prm_bench.statistics import quality
+from edge_prm_bench.statistics.fidelity import Scored, capability, quantization, worst
 
 Write = Callable[..., Path]
 

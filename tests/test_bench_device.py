@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edge_prm.errors import BackendError
-from edge_prm_bench import process
-from edge_prm_bench.energy import EnergyMeter, input_milliwatts
 from edge_prm_bench.engine import Engine
+from edge_prm_bench.speed import process
+from edge_prm_bench.speed.energy import EnergyMeter, input_milliwatts
 
 
 def write_package(folder: Path, name: str, energy: int, limit: int = 10_000_000) -> Path:

@@ -22,13 +22,16 @@ import edge_prm
 from edge_prm.errors import BackendError, InputError, MissingExtraError, OutputError
 from edge_prm.manifest import MANIFEST_NAME, read_manifest
 from edge_prm.prm import PRM, load
-from edge_prm_bench import check_modules, coverage, latency, scoring, tables
-from edge_prm_bench.coverage import Missing, Scored
+from edge_prm_bench import check_modules, scoring
 from edge_prm_bench.data import read_data
 from edge_prm_bench.peers import read_peers
 from edge_prm_bench.plan import make_plan
-from edge_prm_bench.reference_file import Provenance, ReferenceWriter, Row
+from edge_prm_bench.reference.file import Provenance, ReferenceWriter, Row
+from edge_prm_bench.report import tables
 from edge_prm_bench.results import Options
+from edge_prm_bench.speed import latency
+from edge_prm_bench.statistics import coverage
+from edge_prm_bench.statistics.coverage import Missing, Scored
 from edge_prm_bench.suite import run_suite
 
 for module, extra in (("onnxruntime", "cpu"), ("onnx", "export"), ("tabulate", "bench")):
@@ -566,7 +569,7 @@ def test_any_encoding_of_stdout(encoding: str, bundle: Path, tmp_path: Path) -> 
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0",
     }  # fmt: skip
-    command = [sys.executable, "-m", "edge_prm.cli", "bench", "quality", str(bundle), "--data", str(data)]
+    command = [sys.executable, "-m", "edge_prm.cli.main", "bench", "quality", str(bundle), "--data", str(data)]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr

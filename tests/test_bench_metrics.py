@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_prm_bench import metrics, quality
+from edge_prm_bench.statistics import metrics, quality
 
 stats = pytest.importorskip("scipy.stats", reason="the judge of the statistics is scipy: pip install scipy")
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install scikit-learn")

@@ -20,7 +20,7 @@ from edge_prm.demo.derivations import generate
 from edge_prm.errors import InputError, OutputError
 from edge_prm.prm import load
 from edge_prm_bench.data import read_data
-from edge_prm_bench.reference_file import Provenance, ReferenceWriter, Row, read_reference
+from edge_prm_bench.reference.file import Provenance, ReferenceWriter, Row, read_reference
 
 PROVENANCE = Provenance(
     "demo", "c" * 64, "d" * 64, "token_pair", "fp32", "cpu", 1, "data.jsonl", "e" * 64, "blank", 3,
@@ -310,9 +310,9 @@ def test_options_that_describe_a_checkpoint_go_into_the_header(
 
 KILLED = """
 import os, random, signal, sys, time
-import torch, transformers, edge_prm_export.torch_checkpoint, edge_prm_bench.reference  # once, for all the children
-import edge_prm_bench.torch_model as model
-from edge_prm.cli import main
+import torch, transformers, edge_prm_export.optimum.torch_checkpoint, edge_prm_bench.reference.make  # once, for all the children
+import edge_prm_bench.reference.torch_model as model
+from edge_prm.cli.main import main
 
 torch.set_num_threads(1)
 data, alone, killed, kills = sys.argv[1:]

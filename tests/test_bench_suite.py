@@ -15,12 +15,14 @@ from command_line import refused, run
 
 from edge_prm.errors import InputError
 from edge_prm.prm import load
-from edge_prm_bench import latency, report, tables
 from edge_prm_bench.demo import demo_pair
-from edge_prm_bench.device import Throttling, describe_device
 from edge_prm_bench.engine import Engine
 from edge_prm_bench.peers import read_peers
+from edge_prm_bench.report import html as report
+from edge_prm_bench.report import tables
 from edge_prm_bench.results import Options, Results
+from edge_prm_bench.speed import latency
+from edge_prm_bench.speed.device import Throttling, describe_device
 from edge_prm_bench.suite import run_suite
 
 for module, extra in (("onnxruntime", "cpu"), ("onnx", "export"), ("matplotlib", "bench"), ("tabulate", "bench")):
@@ -251,7 +253,7 @@ def test_a_part_without_its_data_is_one_sentence(pair: tuple[tuple[Path, ...], O
 
 
 def test_a_reference_of_other_data_is_refused(pair: tuple[tuple[Path, ...], Options], tmp_path: Path) -> None:
-    from edge_prm_bench.reference_file import Provenance, ReferenceWriter
+    from edge_prm_bench.reference.file import Provenance, ReferenceWriter
 
     (bundle, _), options = pair
     path = tmp_path / "r.jsonl"

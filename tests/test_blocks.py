@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
-from edge_prm_export.blocks import BYTES, Q4_K, Q6_K, SUPER, Grid, grid_of, put_integers
-from edge_prm_export.quantize import Compensation
+from edge_prm_export.gguf.kquants import BYTES, Q4_K, Q6_K, SUPER, grid_of, put_integers
+from edge_prm_export.quantize.gptq import Compensation
+from edge_prm_export.quantize.grid import Grid
 
 REASON = 'the other reader of these blocks is gguf: pip install "edge-prm[export]"'
 NAMES = {Q4_K: "Q4_K", Q6_K: "Q6_K"}
@@ -68,7 +69,8 @@ def test_a_bundle_in_few_bits_is_closer_for_it(
     """The whole way through llama.cpp: a model wide enough for K-quants, with and without compensation."""
     need_engine("gguf")
     from edge_prm.manifest import read_manifest
-    from edge_prm_export import export, gguf_bundle
+    from edge_prm_export import export
+    from edge_prm_export.gguf import bundle as gguf_bundle
 
     shapes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
     source = write_checkpoint(tmp_path / "source", tokenizer_file, dtype="fp32", **shapes)

@@ -24,7 +24,7 @@ from edge_prm.errors import (
     MissingExtraError,
     UnsupportedArchitectureError,
 )
-from edge_prm_export.checkpoint import open_checkpoint
+from edge_prm_export.checkpoint.files import open_checkpoint
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 

@@ -16,7 +16,7 @@ from tiny import opened, set_config, write_checkpoint, write_safetensors
 
 from edge_prm.checkpoint_files import checkpoint_files, checkpoint_sha256, reading
 from edge_prm.errors import CheckpointError, CheckpointNotFoundError
-from edge_prm_export.safetensors_file import read_header
+from edge_prm_export.checkpoint.safetensors_file import read_header
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 

@@ -11,8 +11,8 @@ import pytest
 from command_line import CANDIDATES, PROMPT, RANK_ROW, ROW, STEPS, refused, run
 
 import edge_prm
-from edge_prm import cli
 from edge_prm.aggregate import AGGREGATES
+from edge_prm.cli import main as cli
 from edge_prm.score import json_line
 
 # score

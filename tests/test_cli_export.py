@@ -111,7 +111,7 @@ FAILURES = {
 def test_a_failed_export_leaves_nothing_and_says_why(
     checkpoint: Path, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, force: list[str]
 ) -> None:
-    from edge_prm_export.graph import WeightFile
+    from edge_prm_export.onnx.writer import WeightFile
 
     error, said = FAILURES[name]
     calls = iter(range(10))
@@ -133,7 +133,7 @@ def test_a_failed_export_leaves_nothing_and_says_why(
 def test_an_interrupted_export_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_prm_export.graph import GraphWriter
+    from edge_prm_export.onnx.writer import GraphWriter
 
     def interrupt(*_: object) -> bytes:
         raise KeyboardInterrupt

@@ -130,7 +130,7 @@ def test_a_kill_leaves_nothing_half_written(bundle: Path, tmp_path: Path) -> Non
     rows, target = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text("".join(json.dumps({**ROW, "id": index}) + "\n" for index in range(400)))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "edge_prm.cli", "score", str(bundle), str(rows), "--json", "-o", str(target)]
+    command = [sys.executable, "-m", "edge_prm.cli.main", "score", str(bundle), str(rows), "--json", "-o", str(target)]
     start = time.monotonic()
     subprocess.run(command, check=True, env=environment)
     seconds, whole = time.monotonic() - start, target.read_bytes()
@@ -166,7 +166,10 @@ def test_any_encoding_of_the_terminal_is_served(bundle: Path, rows: Callable, en
     }  # fmt: skip
     arguments = [str(rows(row, {"\u4e2d": 1}))] if command == "rows" else [str(bundle), str(rows(row, {"\u4e2d": 1}))]
     done = subprocess.run(
-        [sys.executable, "-m", "edge_prm.cli", command, *arguments], capture_output=True, env=environment, check=False
+        [sys.executable, "-m", "edge_prm.cli.main", command, *arguments],
+        capture_output=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     assert b"Traceback" not in done.stderr

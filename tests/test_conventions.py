@@ -19,8 +19,8 @@ from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, InputError
 from edge_prm.manifest import InputFormat
 from edge_prm.trajectory import Trajectory
-from edge_prm_export.template import input_format
-from edge_prm_export.vocabulary import open_tokenizer
+from edge_prm_export.checkpoint.template import input_format
+from edge_prm_export.checkpoint.tokenizer import open_tokenizer
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 

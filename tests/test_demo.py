@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import edge_prm
-from edge_prm.cli import main
+from edge_prm.cli.main import main
 from edge_prm.demo import CHECKPOINTS, folder
 from edge_prm.demo.derivations import generate
 

@@ -23,7 +23,7 @@ pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[
 pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
 
 from edge_prm_export import export
-from edge_prm_export.checkpoint import open_checkpoint
+from edge_prm_export.checkpoint.files import open_checkpoint
 
 PROMPT = "How many eggs does she sell at the market?"
 STEPS = ["Janet has 16 eggs a day.", "She eats 3 of them 😀.", "16 - 3 = 14", "The answer is 14."]
@@ -173,7 +173,9 @@ def test_a_context_too_short_for_any_golden_trajectory_is_named(tmp_path: Path, 
 def test_full_precision_needs_no_calibration(
     tmp_path: Path, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_prm_export import reference, to_onnx, write_bundle
+    from edge_prm_export import exporter as write_bundle
+    from edge_prm_export.decoder import reference
+    from edge_prm_export.onnx import decoder as to_onnx
 
     lengths: list[int] = []
 

@@ -28,7 +28,17 @@ LIMIT = 300  # seconds after which a process hangs
 
 def start(target: Path, *options: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "edge_prm.cli", "export", "embedded:demo", "--fp32", "-o", str(target), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_prm.cli.main",
+        "export",
+        "embedded:demo",
+        "--fp32",
+        "-o",
+        str(target),
+        *options,
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 

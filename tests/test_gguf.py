@@ -24,14 +24,14 @@ from trajectories import run_threads
 import edge_prm
 from edge_prm.backends import Backend, Model, guest, load_model
 from edge_prm.backends import gguf as backend
-from edge_prm.backends.llama_engine import StopFlag, gpu_layers_of
+from edge_prm.backends.gguf.llama_cpp import StopFlag, gpu_layers_of
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, BundleError, InputError, OutputExistsError
 from edge_prm.manifest import read_manifest
 from edge_prm.trajectory import Trajectory
-from edge_prm_export.head import read_head
-from edge_prm_export.reference import ReferenceRun
+from edge_prm_export.checkpoint.head import read_head
+from edge_prm_export.decoder.reference import ReferenceRun
 
 need_engine("gguf")
 from edge_prm_export import export  # noqa: E402
@@ -386,7 +386,7 @@ def test_check_trusts_a_good_bundle(bundle_of: Callable[..., Path]) -> None:
 def test_the_engine_is_quiet(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"problem": PROMPT, "steps": STEPS}))
-    command = ["-m", "edge_prm.cli", "score", str(bundle_of("sigmoid", "q8_0")), str(rows), "--json"]
+    command = ["-m", "edge_prm.cli.main", "score", str(bundle_of("sigmoid", "q8_0")), str(rows), "--json"]
     done = run(command)
     assert done.stderr == ""
     assert len(json.loads(done.stdout)["rewards"]) == len(STEPS)
@@ -405,7 +405,7 @@ DAMAGE = """
 import json, sys
 import numpy as np
 import edge_prm
-from edge_prm.backends.gguf import GgufModel
+from edge_prm.backends.gguf.model import GgufModel
 from edge_prm.bundle import Bundle
 from edge_prm.errors import EdgePRMError
 from edge_prm.manifest import read_manifest

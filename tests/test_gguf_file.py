@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
-from edge_prm.backends.gguf import GgufModel
-from edge_prm.backends.gguf_file import HEAD_NAME, read_head
+from edge_prm.backends.gguf.checks import HEAD_NAME, read_head
+from edge_prm.backends.gguf.model import GgufModel
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BundleIntegrityError, MissingExtraError, UnsupportedArchitectureError
 from edge_prm.manifest import Architecture, Manifest
@@ -25,11 +25,11 @@ from edge_prm.manifest import Architecture, Manifest
 pytest.importorskip("gguf", reason='GGUF files are written with gguf: pip install "edge-prm[export]"')
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
-from edge_prm_export.gguf_bundle import check_rows
-from edge_prm_export.gguf_metadata import spare_rows
-from edge_prm_export.head import read_head as head_of_checkpoint
-from edge_prm_export.to_gguf import write_gguf, write_head
-from edge_prm_export.weights import DecoderWeights
+from edge_prm_export.checkpoint.head import read_head as head_of_checkpoint
+from edge_prm_export.decoder.weights import DecoderWeights
+from edge_prm_export.gguf.bundle import check_rows
+from edge_prm_export.gguf.metadata import spare_rows
+from edge_prm_export.gguf.writer import write_gguf, write_head
 
 KINDS = {"F32": 1e-6, "Q8_0": 1e-4, "F16": 1e-5, "BF16": 1e-4}
 

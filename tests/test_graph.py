@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
 
-from edge_prm_export.graph import GraphWriter, WeightFile
+from edge_prm_export.onnx.writer import GraphWriter, WeightFile
 
 SMALL, LARGE = (4,), (64, 64)
 

@@ -27,9 +27,9 @@ from edge_prm.errors import (
     UnsafePickleError,
 )
 from edge_prm.notices import AmbiguousHeadWarning
-from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
-from edge_prm_export.head import RewardHead, read_head
-from edge_prm_export.template import input_format
+from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
+from edge_prm_export.checkpoint.head import RewardHead, read_head
+from edge_prm_export.checkpoint.template import input_format
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 

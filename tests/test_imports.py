@@ -33,11 +33,11 @@ def loaded_after(code: str) -> set[str]:
         "import edge_prm; dir(edge_prm); edge_prm.__version__",
         "import edge_prm; edge_prm.load; edge_prm.PRM; edge_prm.Session; edge_prm.Trajectory; edge_prm.Score",
         "from edge_prm.trajectory import Trajectory; Trajectory.of('Q', 'a\\n\\nb')",
-        "import edge_prm.cli",
-        "import edge_prm.backends.onnx, edge_prm.check, edge_prm.records, edge_prm.view, edge_prm.demo",
-        "import edge_prm.cli\ntry: edge_prm.cli.main(['--help'])\nexcept SystemExit: pass",
-        "import edge_prm.cli\ntry: edge_prm.cli.main(['export', '--help'])\nexcept SystemExit: pass",
-        "import edge_prm.cli\ntry: edge_prm.cli.main(['bench', 'fidelity', '--help'])\nexcept SystemExit: pass",
+        "import edge_prm.cli.main",
+        "import edge_prm.backends.onnx.native, edge_prm.check, edge_prm.records, edge_prm.cli.view, edge_prm.demo",
+        "import edge_prm.cli.main\ntry: edge_prm.cli.main.main(['--help'])\nexcept SystemExit: pass",
+        "import edge_prm.cli.main\ntry: edge_prm.cli.main.main(['export', '--help'])\nexcept SystemExit: pass",
+        "import edge_prm.cli.main\ntry: edge_prm.cli.main.main(['bench', 'fidelity', '--help'])\nexcept SystemExit: pass",
         "import edge_prm\ntry: edge_prm.load('nowhere')\nexcept edge_prm.EdgePRMError: pass",
     ],
 )
@@ -50,7 +50,17 @@ def test_importing_the_exporter_loads_no_engine() -> None:
 
 
 def test_importing_the_benchmark_loads_no_engine_and_no_torch() -> None:
-    modules = ("suite", "data", "reference", "report", "tables", "pictures", "latency", "peers", "demo")
+    modules = (
+        "suite",
+        "data",
+        "reference.make",
+        "report.html",
+        "report.tables",
+        "report.pictures",
+        "speed.latency",
+        "peers",
+        "demo",
+    )
     code = "\n".join(f"import edge_prm_bench.{name}" for name in modules)
     assert loaded_after(code) == {"edge_prm_bench"}
 
@@ -70,7 +80,7 @@ def test_scoring_loads_the_engine_and_the_tokenizer_and_no_more(bundle_of: Calla
 
 def test_the_command_line_scores_without_the_exporter(bundle_of: Callable[..., Path]) -> None:
     code = (
-        "import io, sys\nfrom edge_prm.cli import main\n"
+        "import io, sys\nfrom edge_prm.cli.main import main\n"
         'sys.stdin = io.TextIOWrapper(io.BytesIO(b\'{"problem": "Q", "steps": ["a"]}\'))\n'
         f"try: main(['score', {str(bundle_of())!r}, '-'])\nexcept SystemExit as end: assert not end.code"
     )

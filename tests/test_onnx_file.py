@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edge_prm
-from edge_prm.backends.onnx_engine import open_session
-from edge_prm.backends.onnx_file import check_external_data
+from edge_prm.backends.onnx.files import check_external_data
+from edge_prm.backends.onnx.session import open_session
 from edge_prm.bundle import sha256_of
 from edge_prm.errors import BackendError, BundleIntegrityError
 from edge_prm.manifest import FileEntry
@@ -143,7 +143,7 @@ def test_a_bundle_whose_graph_asks_for_another_file_is_refused_before_an_engine_
     (own_bundle / "secret.bin").write_bytes((own_bundle / "model.onnx.data").read_bytes())
     entry = FileEntry(sha256_of(own_bundle / "model.onnx"), (own_bundle / "model.onnx").stat().st_size)
     edit_manifest(own_bundle, lambda fields: fields["files"].__setitem__("model.onnx", vars(entry)))
-    monkeypatch.setattr("edge_prm.backends.onnx_engine.open_session", lambda *_: pytest.fail("the engine saw it"))
+    monkeypatch.setattr("edge_prm.backends.onnx.session.open_session", lambda *_: pytest.fail("the engine saw it"))
     with pytest.raises(BundleIntegrityError, match=r"asks for the file 'secret\.bin'"):
         edge_prm.load(own_bundle)
 

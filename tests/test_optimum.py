@@ -322,7 +322,7 @@ def test_data_outside_the_graph_is_brought_along(
     """As optimum leaves a model of more than 2 GB: every tensor, those of constants too, in a file of its own."""
     import onnx
 
-    import edge_prm_export.optimum_export as way
+    import edge_prm_export.optimum.trace as way
 
     source, expected = foreign("llama", "sigmoid", "int8")
     trace = way._trace
@@ -359,10 +359,10 @@ def test_nodes_are_known_by_their_outputs(foreign: Callable[..., tuple[Path, Pat
     """Another protobuf gives another wrapper of a node at each access."""
     import onnx
 
-    import edge_prm_export.optimum_export as way
-    from edge_prm_export.checkpoint import open_checkpoint
-    from edge_prm_export.rewrite import Rewriter
-    from edge_prm_export.torch_checkpoint import load_causal_lm
+    import edge_prm_export.optimum.trace as way
+    from edge_prm_export.checkpoint.files import open_checkpoint
+    from edge_prm_export.optimum.rewrite import Rewriter
+    from edge_prm_export.optimum.torch_checkpoint import load_causal_lm
 
     checkpoint = open_checkpoint(str(foreign("llama", "sigmoid", "fp32")[0]), native=False)
     way._trace(load_causal_lm(checkpoint), checkpoint, tmp_path / "traced")

@@ -500,7 +500,7 @@ def test_an_interrupt_waits_until_an_extension_module_is_imported() -> None:
 
 def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
     need_engine("gguf")
-    from edge_prm.backends.gguf import _Handles
+    from edge_prm.backends.gguf.model import _Handles
 
     class Llama:
         def __init__(self) -> None:
@@ -553,7 +553,7 @@ def test_an_interrupt_in_somebody_else_s_process_is_an_exit_code(
 def test_importing_and_scoring_touches_no_signal_handler(demo: Path) -> None:
     code = (
         "import signal, sys, edge_prm\nbefore = signal.getsignal(signal.SIGINT)\n"
-        "edge_prm.load(sys.argv[1]).score('q', ['a'])\nimport edge_prm.cli\n"
+        "edge_prm.load(sys.argv[1]).score('q', ['a'])\nimport edge_prm.cli.main\n"
         "assert signal.getsignal(signal.SIGINT) is before\nassert signal.set_wakeup_fd(-1) == -1"
     )
     done = python(code, demo)

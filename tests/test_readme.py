@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_prm.aggregate import AGGREGATES
-from edge_prm.cli import main
+from edge_prm.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_prm_export.quantize import MOST_CHANNELS, REDUCED_WEIGHT_MAX, WEIGHT_MAX, Compensation, quantize_rows
-from edge_prm_export.rotate import Rotation, block_size, hadamard, orthogonal, rotate_blocks
+from edge_prm_export.decoder.rotate import Rotation, block_size, hadamard, orthogonal, rotate_blocks
+from edge_prm_export.quantize.gptq import MOST_CHANNELS, Compensation
+from edge_prm_export.quantize.rows import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
 
 SIZES = (1, 16, 20, 64, 96, 128, 192, 7 * 32, 896, 1536)
 
@@ -154,8 +155,8 @@ def test_inputs_that_tell_nothing_leave_plain_rounding(inputs: np.ndarray) -> No
 
 
 def test_channels_are_compensated_in_groups_that_divide_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_prm_export.quantize.MOST_CHANNELS", 10)
-    monkeypatch.setattr("edge_prm_export.quantize._STRIPE", 4)
+    monkeypatch.setattr("edge_prm_export.quantize.gptq.MOST_CHANNELS", 10)
+    monkeypatch.setattr("edge_prm_export.quantize.gptq._STRIPE", 4)
     rng = np.random.default_rng(8)
     inputs, weight = rng.standard_normal((50, 24)).astype(np.float32), rng.standard_normal((9, 24)).astype(np.float32)
     compensation = Compensation(inputs)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from edge_prm.backends.saturation import _product, saturates
+from edge_prm.backends.onnx.saturation import _product, saturates
 
 pytest.importorskip("onnxruntime", reason='needs the engine: pip install "edge-prm[cpu]"')
 

@@ -23,8 +23,9 @@ from edge_prm.notices import ToleranceWarning
 pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
 pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
 
-from edge_prm_export import export, golden, recipes
-from edge_prm_export.head import read_head
+from edge_prm_export import export, recipes
+from edge_prm_export.calibration import golden
+from edge_prm_export.checkpoint.head import read_head
 
 INT8 = ["--reduce-range"] * REDUCED
 
@@ -103,7 +104,7 @@ def test_a_bundle_within_its_tolerance_is_marked_too(checkpoint_of: Callable, tm
 def test_a_bundle_in_full_precision_outside_its_tolerance_is_a_wrong_graph(
     checkpoint_of: Callable, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
-    from edge_prm_export import to_onnx
+    from edge_prm_export.onnx import decoder as to_onnx
 
     class Wrong(to_onnx.DecoderWeights):
         def attention_output(self, layer: int) -> np.ndarray:

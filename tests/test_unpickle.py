@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny import pickled_ints, pickled_storage, pickled_str, pickled_tensor, write_reward_head, write_torch_zip
 
-import edge_prm_export.unpickle as unpickle_module
+import edge_prm_export.checkpoint.unpickle as unpickle_module
 from edge_prm.errors import CheckpointError, UnsafePickleError
-from edge_prm_export.unpickle import load_state_dict
+from edge_prm_export.checkpoint.unpickle import load_state_dict
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(1, 6)
 BIAS = np.array([0.5], dtype=np.float32)
@@ -123,7 +123,7 @@ def test_a_hostile_call_is_refused_by_name_and_never_made(tmp_path: Path, name: 
         "builtins __import__",
         "__builtin__ eval",
         "posix system",
-        "edge_prm_export.unpickle _rebuild_tensor",
+        "edge_prm_export.checkpoint.unpickle _rebuild_tensor",
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])

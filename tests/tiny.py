@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_prm_export.checkpoint import Checkpoint, open_checkpoint
+from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
 QWEN2_REGEX = (

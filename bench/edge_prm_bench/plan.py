@@ -11,7 +11,7 @@ from typing import TypeVar
 from edge_prm.errors import EdgePRMError, InputError
 from edge_prm.manifest import read_manifest
 from edge_prm_bench import scoring
-from edge_prm_bench.matching import File, Reading, check_all_fit, check_once, read_file, told_apart
+from edge_prm_bench.reference.matching import File, Reading, check_all_fit, check_once, read_file, told_apart
 from edge_prm_bench.results import Failure, Options
 from edge_prm_bench.scoring import Judge
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.manifest import Fidelity
-from edge_prm_bench import fidelity, latency, process, quality
-from edge_prm_bench.coverage import Omission
 from edge_prm_bench.data import Data
-from edge_prm_bench.device import Device, Throttling
-from edge_prm_bench.energy import Energy
 from edge_prm_bench.engine import Engine
 from edge_prm_bench.peers import Peer
+from edge_prm_bench.speed import latency, process
+from edge_prm_bench.speed.device import Device, Throttling
+from edge_prm_bench.speed.energy import Energy
+from edge_prm_bench.statistics import fidelity, quality
+from edge_prm_bench.statistics.coverage import Omission
 
 PARTS = ("latency", "fidelity", "quality")
 SCHEMA = "edge-prm-bench/2"

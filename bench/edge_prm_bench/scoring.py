@@ -15,9 +15,9 @@ from edge_prm.aggregate import default_aggregate
 from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import ContextLengthError, EdgePRMError, InputError
 from edge_prm.manifest import Manifest, read_manifest
-from edge_prm_bench.coverage import Missing, Rewards, Scored
 from edge_prm_bench.data import Data
-from edge_prm_bench.reference_file import Reference, read_reference
+from edge_prm_bench.reference.file import Reference, read_reference
+from edge_prm_bench.statistics.coverage import Missing, Rewards, Scored
 
 WEIGHT_BITS = {"fp32": 32, "f32": 32, "fp16": 16, "f16": 16, "bf16": 16}
 """Bits of a weight by recipe; every other recipe has fewer."""

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.errors import EdgePRMError
-from edge_prm_bench import fidelity, quality, scoring
-from edge_prm_bench.coverage import Omission, Scored, of_column, of_file, of_sharing, shared
+from edge_prm_bench import scoring
 from edge_prm_bench.data import Data
-from edge_prm_bench.device import Throttling, describe_device, thermal_events
 from edge_prm_bench.engine import default_threads, device_of
-from edge_prm_bench.gemm import int8_gemm_gops
 from edge_prm_bench.plan import Plan, make_plan
 from edge_prm_bench.results import BundleResult, Comparison, Failure, Options, Results, Speed
 from edge_prm_bench.scoring import Judge
-from edge_prm_bench.speed import lengths_left_out, measure_speed
+from edge_prm_bench.speed.device import Throttling, describe_device, thermal_events
+from edge_prm_bench.speed.gemm import int8_gemm_gops
+from edge_prm_bench.speed.measure import lengths_left_out, measure_speed
+from edge_prm_bench.statistics import fidelity, quality
+from edge_prm_bench.statistics.coverage import Omission, Scored, of_column, of_file, of_sharing, shared
 
 _Scores = dict[tuple[Judge, str], Scored]
 """By judge and by the hash of the data: two files can have the same name."""

@@ -63,7 +63,11 @@ class Model(Protocol):
         """Free the weights."""
 
 
-MODULES = {"onnx": "edge_prm.backends.onnx", "gguf": "edge_prm.backends.gguf", "optimum": "edge_prm.backends.optimum"}
+MODULES = {
+    "onnx": "edge_prm.backends.onnx.native",
+    "gguf": "edge_prm.backends.gguf.model",
+    "optimum": "edge_prm.backends.onnx.traced",
+}
 DEVICES = ("auto", "cpu", "gpu")
 
 

@@ -1,7 +1,7 @@
 """Checkpoint -> quantized bundle, without torch."""
 
 from edge_prm.source import DEFAULT_SOURCE
+from edge_prm_export.exporter import export
 from edge_prm_export.recipes import GGUF_TYPES, RECIPES
-from edge_prm_export.write_bundle import export
 
 __all__ = ["DEFAULT_SOURCE", "GGUF_TYPES", "RECIPES", "export"]

@@ -1,0 +1,1 @@
+"""Rewards of a full-precision model, computed once and stored."""

@@ -1,0 +1,101 @@
+"""Score data once with a full-precision checkpoint in torch, and keep the rewards in a small file.
+
+The 7B needs a machine that holds it; every comparison afterwards needs the file only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge_prm.bundle import sha256_of
+from edge_prm.encode import Encoded
+from edge_prm.errors import ContextLengthError, InputError
+from edge_prm_bench.data import Data, Trace
+from edge_prm_bench.reference.file import Provenance, Reference, ReferenceWriter, Row, check_output, read_reference
+from edge_prm_bench.reference.torch_model import Described, TorchPRM
+from edge_prm_bench.speed.device import installed_versions
+
+DTYPES = ("fp32", "bf16")
+DEVICES = ("cpu", "cuda")
+
+
+def make_reference(
+    described: Described,
+    data: Data,
+    output: Path,
+    *,
+    dtype: str = "fp32",
+    device: str = "cpu",
+    batch_size: int = 1,
+    threads: int | None = None,
+    progress: Any = None,
+) -> Reference:
+    """Score every trace of `data` and return the complete file; an interrupted run is resumed.
+
+    A trace is skipped, with its reason, when its text is longer than the checkpoint's context, when transformers'
+    tokenizer reads it in another way, or when a reward is NaN or infinite. InputError when `output` was begun with
+    another checkpoint, input format, data, dtype or batch size; OutputError when it cannot be written.
+    """
+    if dtype not in DTYPES or device not in DEVICES or batch_size < 1:
+        raise InputError(f"dtype {dtype!r}, device {device!r}, batch size {batch_size!r}: no such reference")
+    manifest = described.manifest
+    provenance = Provenance(
+        checkpoint=manifest.source.name,
+        checkpoint_sha256=manifest.source.sha256,
+        tokenizer_sha256=sha256_of(described.tokenizer_file),
+        head=manifest.head.kind,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        data=data.name,
+        data_sha256=data.sha256,
+        split=data.split,
+        traces=len(data.traces),
+        versions=installed_versions(("torch", "transformers", "tokenizers", "edge-prm")),
+        tokens=manifest.head.tokens,
+        input=asdict(manifest.input),
+        context_length=manifest.context_length,
+        compared_with=described.tokenizer,
+    )
+    done = check_output(output, provenance)
+    left = [trace for trace in data.traces if trace.id not in done]
+    model = TorchPRM(described, dtype, device, threads) if left else None  # before the file is begun: it may fail
+    with ReferenceWriter(output, provenance) as writer:
+        if model is not None:
+            with progress("scoring in full precision", len(left)) as advance:
+                for rows in _rows(model, left, batch_size):
+                    writer.write(rows)
+                    advance(len(rows))
+    return read_reference(output)
+
+
+def _rows(model: TorchPRM, traces: Sequence[Trace], batch_size: int) -> Iterator[list[Row]]:
+    """Yield the rows of one batch after the other; what cannot be scored comes with its reason."""
+    for start in range(0, len(traces), batch_size):
+        rows: dict[str, Row] = {}
+        encoded: dict[str, Encoded] = {}
+        for trace in traces[start : start + batch_size]:
+            try:
+                encoded[trace.id] = model.encode(trace.trajectory)
+            except ContextLengthError as error:
+                reason = f"{error.tokens} tokens, and the checkpoint has {error.context_length} positions"
+                rows[trace.id] = Row(trace.id, None, error.tokens, reason)
+            except InputError as error:
+                rows[trace.id] = Row(trace.id, None, skipped=str(error))
+        if encoded:
+            rewards = model.rewards(list(encoded.values()))
+            for (id_, text), row in zip(encoded.items(), rewards, strict=True):
+                rows[id_] = _row(id_, row, len(text.ids))
+        yield [rows[trace.id] for trace in traces[start : start + batch_size]]
+
+
+def _row(id_: str, rewards: list[float], tokens: int) -> Row:
+    """The rewards of a trace; a trace with a reward that is no number is skipped, since JSON and means have no NaN."""
+    wrong = next((step for step, reward in enumerate(rewards, start=1) if not math.isfinite(reward)), None)
+    if wrong is None:
+        return Row(id_, tuple(rewards), tokens)
+    return Row(id_, None, tokens, f"the reward of step {wrong} is {rewards[wrong - 1]}: the model's numbers overflow")

@@ -1,0 +1,1 @@
+"""Latency, load time, memory and energy."""

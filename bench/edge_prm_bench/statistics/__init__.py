@@ -1,0 +1,1 @@
+"""Agreement with a reference, and quality on labelled data."""

@@ -1,0 +1,144 @@
+"""Statistics of rewards, in numpy: each on plain sequences, NaN where the value is not defined.
+
+Tests hold every one of them against scipy, scikit-learn or values worked out by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm import score as scores
+
+Floats = npt.NDArray[np.float64]
+RESAMPLES = 1000
+SEED = 20_011
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its bootstrap interval; `low` and `high` are NaN when it was not resampled."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def mean(values: Sequence[float] | Floats) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def quantile(values: Sequence[float] | Floats, share: float) -> float:
+    """Linear interpolation between the two nearest values."""
+    return float(np.quantile(values, share)) if len(values) else float("nan")
+
+
+def maximum(values: Sequence[float] | Floats) -> float:
+    return float(np.max(values)) if len(values) else float("nan")
+
+
+def ranks(values: Sequence[float] | Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def spearman(left: Sequence[float] | Floats, right: Sequence[float] | Floats) -> float:
+    """Pearson's correlation of the ranks; NaN for fewer than two pairs and when one side is constant."""
+    _equally_long(left, right)
+    if len(left) < 2:
+        return float("nan")
+    a, b = ranks(left), ranks(right)
+    a, b = a - a.mean(), b - b.mean()
+    norm = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / norm) if norm else float("nan")
+
+
+def kendall(left: Sequence[float] | Floats, right: Sequence[float] | Floats) -> float:
+    """Kendall's tau-b: concordant less discordant pairs, ties taken out; NaN when one side is constant."""
+    _equally_long(left, right)
+    a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    total = untied_left = untied_right = 0.0
+    for index in range(len(a) - 1):  # one row of the matrix of pairs at a time: thousands of values fit
+        x, y = np.sign(a[index + 1 :] - a[index]), np.sign(b[index + 1 :] - b[index])
+        total += float((x * y).sum())
+        untied_left += float(np.abs(x).sum())
+        untied_right += float(np.abs(y).sum())
+    norm = np.sqrt(untied_left * untied_right)
+    return float(total / norm) if norm else float("nan")
+
+
+def auc(scores: Sequence[float] | Floats, positive: Sequence[bool] | npt.NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: a positive's chance to score above a negative, ties counting half."""
+    _equally_long(scores, positive)
+    is_positive = np.asarray(positive, dtype=bool)
+    positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+    if not positives or not negatives:
+        return float("nan")
+    return float((ranks(scores)[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def flips(left: Sequence[float] | Floats, right: Sequence[float] | Floats, threshold: float) -> float:
+    """Share of values that stand on different sides of the threshold (at it counts as above)."""
+    _equally_long(left, right)
+    return mean((np.asarray(left) >= threshold) != (np.asarray(right) >= threshold))
+
+
+def first_weak(rewards: Sequence[float], threshold: float) -> int:
+    """Index of the first reward below the threshold, -1 when there is none (as ProcessBench labels it)."""
+    index = scores.first_weak(rewards, threshold)
+    return -1 if index is None else index
+
+
+def best_of(scores: Sequence[float]) -> int:
+    """Index of the highest score, the first of equals; as `PRM.rank` chooses."""
+    return max(range(len(scores)), key=lambda index: (scores[index], -index))
+
+
+def order_agreement(left: Sequence[float], right: Sequence[float]) -> tuple[int, int]:
+    """Of the pairs that `right` tells apart: how many `left` puts in the same order, and how many there are."""
+    _equally_long(left, right)
+    same = pairs = 0
+    for i in range(len(left)):
+        for j in range(i + 1, len(left)):
+            if right[i] != right[j]:
+                pairs += 1
+                same += (left[i] - left[j]) * (right[i] - right[j]) > 0
+    return same, pairs
+
+
+def harmonic_mean(left: float, right: float) -> float:
+    return 2 * left * right / (left + right) if left + right else 0.0
+
+
+def bootstrap(
+    groups: Sequence[Any], statistic: Callable[[Sequence[Any]], float], resamples: int = RESAMPLES
+) -> Estimate:
+    """A statistic and its percentile interval, 95%, by drawing whole groups (problems) with replacement.
+
+    Steps of one problem are not independent, so they are drawn together. With fewer than two groups there is no
+    interval. Resamples on which the statistic is not defined are left out; the seed is fixed.
+    """
+    value = statistic(groups)
+    if len(groups) < 2:
+        return Estimate(value)
+    generator = np.random.default_rng(SEED)
+    drawn = []
+    for _ in range(resamples):
+        sample = statistic([groups[index] for index in generator.integers(0, len(groups), len(groups))])
+        if not np.isnan(sample):
+            drawn.append(sample)
+    if len(drawn) < resamples / 2:
+        return Estimate(value)
+    tail = (1 - CONFIDENCE) / 2
+    return Estimate(value, quantile(drawn, tail), quantile(drawn, 1 - tail))
+
+
+def _equally_long(left: Sequence[Any] | npt.NDArray[Any], right: Sequence[Any] | npt.NDArray[Any]) -> None:
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} values against {len(right)}")

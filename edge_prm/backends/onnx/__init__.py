@@ -1,0 +1,1 @@
+"""ONNX Runtime: graphs of our own exporter and graphs that optimum traced."""

@@ -1,0 +1,136 @@
+"""ONNX Runtime on the CPU.
+
+Two facts of this engine are handled here and nowhere else.
+
+It multiplies a lone row with another kernel than two or more, with other rounding, and its attention works through the
+queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a lone row: no
+run has 1, 17, 33, ... tokens. One more is computed behind them and forgotten again; what stands behind a token cannot
+change it. Nor does a run read fewer than two positions.
+
+Its attention writes new keys and values into the very buffer that holds the old ones when input and output are bound to
+one address: so `trim` is a change of offset, and nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm.backends import check_trim, chunks
+from edge_prm.backends.guest import log_fallback
+from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
+from edge_prm.backends.onnx.session import OnnxSession
+from edge_prm.bundle import Bundle
+
+CHUNK_TOKENS = 256
+CAPACITY_STEP = 256
+QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
+_FEWEST_READ = 2
+
+
+def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OnnxModel:
+    if device == "auto":
+        log_fallback("this version runs ONNX bundles on the CPU")
+    return OnnxModel(bundle, threads)
+
+
+class OnnxModel:
+    """A graph of our own in ONNX Runtime. Safe to be called from several threads, which take turns."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self.architecture = bundle.manifest.architecture
+        self.context_length = bundle.manifest.context_length
+        self._session = OnnxSession(bundle, threads)
+
+    def start(self) -> OnnxBackend:
+        self._session.check()
+        return OnnxBackend(self)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def run(
+        self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Run one chunk behind `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
+
+        def call(session: Any, options: Any) -> npt.NDArray[np.float32]:
+            binding = session.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("read_at", read_at)
+            binding.bind_cpu_input("offset", np.array([offset], dtype=np.int32))
+            names = (f"{kind}.{layer}" for layer in range(self.architecture.layers) for kind in ("key", "value"))
+            for name, plane in zip(names, cache, strict=True):
+                where = ("cpu", 0, np.float32, plane.shape, plane.ctypes.data)
+                binding.bind_input(f"past_{name}", *where)
+                binding.bind_output(f"present_{name}", *where)
+            binding.bind_output("rewards", "cpu")
+            session.run_with_iobinding(binding, options)
+            rewards: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+            return rewards
+
+        return self._session.run(call, offset, len(ids))
+
+
+class OnnxBackend:
+    """One sequence on an OnnxModel; see `edge_prm.backends.Backend` for the contract."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._offset = 0
+        self._computed = 0
+        self._cache = self._allocate(0)
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    @property
+    def computed(self) -> int:
+        return self._computed
+
+    def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
+        self._reserve(self._offset + len(ids) + 1)
+        rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS)]
+        return np.concatenate(rewards)
+
+    def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        lone_row = len(ids) % QUERY_BLOCK == 1
+        run_ids = np.append(ids, ids[-1]) if lone_row else ids
+        padding = np.full(max(0, _FEWEST_READ - len(wanted)), len(ids) - 1, dtype=np.int64)
+        rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), self._offset, self._cache)
+        self._offset += len(ids)
+        self._computed += len(run_ids)
+        return rewards[: len(wanted)]
+
+    def trim(self, to: int) -> None:
+        check_trim(to, self._offset)
+        self._offset = to
+
+    def branch(self) -> OnnxBackend:
+        other = OnnxBackend(self._model)
+        other._reserve(self._offset)
+        other._cache[..., : self._offset, :] = self._cache[..., : self._offset, :]
+        other._offset = self._offset
+        return other
+
+    def close(self) -> None:
+        self._offset = 0
+        self._cache = self._allocate(0)
+
+    def _reserve(self, tokens: int) -> None:
+        """Make room for `tokens`; a sequence that keeps growing doubles, so that it is seldom copied."""
+        capacity = self._cache.shape[3]
+        if tokens <= capacity:
+            return
+        rounded = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
+        grown = self._allocate(max(rounded, min(2 * capacity, self._model.context_length)))
+        grown[..., : self._offset, :] = self._cache[..., : self._offset, :]
+        self._cache = grown
+
+    def _allocate(self, capacity: int) -> npt.NDArray[np.float32]:
+        shape = self._model.architecture
+        return np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=np.float32)

@@ -1,0 +1,122 @@
+"""ONNX Runtime as a guest in a process: load a session, run it so that a signal can end the run, survive a fork."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
+from edge_prm.backends.onnx.files import check_external_data
+from edge_prm.bundle import Bundle
+from edge_prm.cores import usable_cores
+from edge_prm.encode import TOKENIZER_NAME
+from edge_prm.errors import BackendError, MissingExtraError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MODEL_NAME = "model.onnx"
+
+Result = TypeVar("Result")
+
+
+class OnnxSession:
+    """An InferenceSession of a bundle; runs of several threads take turns, since each run uses all of its threads.
+
+    A forked child opens a session of its own when it first needs it, since those of its parent have no threads there.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self._path = path = bundle.folder / MODEL_NAME
+        self._threads = threads
+        self._reopen = False
+        self._seconds_per_token = math.inf  # of the last run
+        files = bundle.manifest.files
+        self._files = WeightFiles(bundle.folder / name for name in files if name != TOKENIZER_NAME)
+        check_external_data(path, files)
+        self._guest = Guest()
+        self._lock = threading.Lock()
+        self._session: onnxruntime.InferenceSession | None = open_session(path, threads)
+        keep_after_fork(self)
+
+    @property
+    def engine(self) -> onnxruntime.InferenceSession:
+        """The session itself; BackendError when the model is closed."""
+        if self._reopen:
+            self._files.check_places()
+            self._session, self._reopen = open_session(self._path, self._threads), False
+        if self._session is None:
+            raise BackendError("the model is closed; load it again")
+        return self._session
+
+    def check(self) -> None:
+        """BackendError when a file of the weights was overwritten."""
+        self._guest.check()
+        self._files.check()
+
+    def run(self, call: Callable[[onnxruntime.InferenceSession, Any], Result], offset: int, tokens: int) -> Result:
+        """Return `call(session, run options)`, a run of `tokens` after `offset` others; BackendError when it fails."""
+        self._guest.check()
+        options = _run_options()
+
+        def stop() -> None:
+            options.terminate = True
+
+        def locked() -> Result:
+            with self._lock:
+                self._files.check()
+                session = self.engine
+                start = time.perf_counter()
+                try:
+                    result = call(session, options)
+                    self._seconds_per_token = (time.perf_counter() - start) / tokens
+                except Exception as error:
+                    raise BackendError(f"ONNX Runtime failed at token {offset}: {error}") from error
+                self._files.check()
+                return result
+
+        return self._guest.run(locked, stop, tokens * self._seconds_per_token)
+
+    def close(self) -> None:
+        """Free the weights, after a run of another thread."""
+        with self._lock:
+            self._session, self._reopen = None, False
+        self._guest.close()
+
+    def abandon(self) -> None:
+        """Called in a forked child: a session frees itself by waiting for its threads, which are not there."""
+        if self._session is not None:
+            make_immortal(self._session)
+            make_immortal(getattr(self._session, "_sess", None))
+            self._session, self._reopen = None, True
+        self._guest = Guest()
+        self._lock = threading.Lock()  # a thread that is not in this process may hold the old one
+
+
+def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """An InferenceSession on the CPU; BackendError with the engine's reason when it cannot load the graph."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("cpu", ["onnxruntime"]) from None
+    skip_exit_handlers_after_fork()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
+    # The engine's own default binds its threads to cores: those of several processes to the same cores.
+    options.intra_op_num_threads = threads or usable_cores()
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the engine's exceptions have no common base of their own
+        raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+
+def _run_options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # a run that is ended is no error to be told on stderr
+    return options

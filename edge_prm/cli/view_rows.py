@@ -1,0 +1,71 @@
+"""The terminal view of `edge-prm rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from edge_prm.printable import one_line, plural, printable
+from edge_prm.records.overview import Overview, SeenCandidate
+from edge_prm.records.record import BadRow, Record
+from edge_prm.split import other_split
+
+STEPS_SHOWN = 12
+REASONS_SHOWN = 10
+
+
+def overview_lines(found: Overview) -> Iterator[str]:
+    """Lines of the view: the first rows, then the counts."""
+    for record, seen in found.first:
+        yield from _row_lines(record, seen)
+        yield ""
+    formats = ", ".join(f"{name} {count}" for name, count in found.formats.most_common())
+    yield click.style(f"{printable(found.name)}: {plural(found.rows, 'row')}", bold=True) + (
+        f" ({formats})" if formats else ""
+    )
+    texts, steps = plural(found.candidates, "text"), plural(found.steps, "step")
+    yield f"  {texts} to score, {steps}; {found.labelled} with labels of steps"
+    if found.one_step:
+        yield f"  {plural(found.one_step, 'text')} would give one step where another --split gives more"
+    for title, reasons in (("cannot be read", found.bad), ("left out", found.left_out)):
+        if reasons:
+            yield f"  {title}: {sum(reasons.values())}"
+        for reason, count in reasons.most_common(REASONS_SHOWN):
+            yield f"    {count:6d}  {one_line(reason, 100)}"
+
+
+def _row_lines(record: Record | BadRow, seen: list[SeenCandidate]) -> Iterator[str]:
+    if isinstance(record, BadRow):
+        yield click.style(f"{record.place}", bold=True) + click.style(f"  {one_line(record.reason, 100)}", fg="red")
+        return
+    head = f"{record.place}, id {one_line(str(record.id), 40)}: {record.format}"
+    yield click.style(head, bold=True) + (f", {plural(len(seen), 'candidate')}" if record.several else "")
+    yield f"  prompt  {one_line(record.prompt, 100)}"
+    for note in record.notes:
+        yield f"  left out  {one_line(note, 100)}"
+    for index, one in enumerate(seen):
+        yield from _candidate_lines(index if record.several else None, one)
+
+
+def _candidate_lines(index: int | None, one: SeenCandidate) -> Iterator[str]:
+    labels = one.candidate.labels
+    if index is not None:
+        correct = {None: "", True: ", right", False: ", wrong"}[one.candidate.correct]
+        yield f"  candidate {index}{correct}"
+    if one.trajectory is None:
+        yield click.style(f"    {one_line(one.error, 100)}", fg="red")
+        return
+    if one.trajectory.cut_at:
+        yield f"    cut at {printable(one.trajectory.cut_at)}"
+    steps = one.trajectory.steps
+    for step in steps[:STEPS_SHOWN]:
+        right = labels.right[step.place] if labels.right is not None else None
+        mark = {None: " ", True: "+", False: "-"}[right]
+        yield f"    {step.place + 1:3d} {mark} {step.kind:8s}  {one_line(step.text, 90)}"
+    if len(steps) > STEPS_SHOWN:
+        yield f"    ... and {len(steps) - STEPS_SHOWN} more steps"
+    if labels.missing:
+        yield f"    no usable labels: {one_line(labels.missing, 90)}"
+    if isinstance(one.candidate.steps, str) and (hint := other_split(one.candidate.steps, len(steps))):
+        yield f"    one step; {hint}"

@@ -1,0 +1,1 @@
+"""Texts of our own: calibration of quantizers, and golden trajectories."""

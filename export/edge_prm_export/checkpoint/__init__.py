@@ -1,0 +1,1 @@
+"""Checkpoints: files, config, head, tokenizer and conventions."""

@@ -1,0 +1,1 @@
+"""Decoder weights and exact transforms of them, in numpy."""

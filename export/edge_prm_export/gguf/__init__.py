@@ -1,0 +1,1 @@
+"""GGUF bundles for llama.cpp."""

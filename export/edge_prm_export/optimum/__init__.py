@@ -1,0 +1,1 @@
+"""Checkpoints of other architectures, traced with optimum and torch."""

@@ -1,0 +1,1 @@
+"""Quantizers: arrays in, integers and scales out."""
