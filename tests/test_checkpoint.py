@@ -224,14 +224,15 @@ def test_weights_of_another_format_are_not_read(write: Callable) -> None:
 
 
 def test_the_config_is_read(write: Callable) -> None:
-    config = opened(write(rope_theta=1e6)).qwen2
+    spec = opened(write(rope_theta=1e6)).spec
+    config = spec.shapes
     assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
-    assert (config.intermediate, config.context_length, config.rope_theta) == (128, 512, 1e6)
+    assert (config.intermediate, config.context_length, spec.rope.theta) == (128, 512, 1e6)
 
 
 def test_rope_theta_of_newer_configs_is_read(write: Callable) -> None:
     folder = set_config(write(), rope_theta=KeyError, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    assert opened(folder).qwen2.rope_theta == 5e5
+    assert opened(folder).spec.rope.theta == 5e5
 
 
 @pytest.mark.parametrize(

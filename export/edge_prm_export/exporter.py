@@ -117,7 +117,7 @@ def export(
 def choose_backend(checkpoint: Checkpoint) -> str:
     """The native exporter's backend where it knows the model, optimum's where not and it is installed."""
     try:
-        _ = checkpoint.qwen2
+        _ = checkpoint.spec
     except UnsupportedArchitectureError as error:
         try:
             check_modules("optimum")

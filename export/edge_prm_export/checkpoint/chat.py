@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edge_prm.checkpoint_files import read_json
 from edge_prm.errors import CheckpointError, MissingExtraError
-from edge_prm_export.checkpoint.files import Checkpoint, read_json
+from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.tokenizer import read_settings
 
 ROLES = ("user", "assistant")

@@ -10,9 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge_prm.checkpoint_files import read_json
 from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import CheckpointError, CheckpointNotFoundError
-from edge_prm_export.checkpoint.files import Checkpoint, read_json
+from edge_prm_export.checkpoint.files import Checkpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

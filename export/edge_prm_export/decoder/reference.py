@@ -40,7 +40,8 @@ class ReferenceRun:
 
     def __init__(self, checkpoint: Checkpoint, texts: Sequence[npt.NDArray[np.int64]]) -> None:
         self._checkpoint = checkpoint
-        self._config = checkpoint.qwen2
+        self._spec = checkpoint.spec
+        self._config = self._spec.shapes
         checkpoint.check_shape(EMBEDDING, checkpoint.config.vocabulary, checkpoint.config.hidden)
         self._bounds = np.cumsum([0, *(len(ids) for ids in texts)])
         rows = [checkpoint.rows(EMBEDDING, id_, id_ + 1) for ids in texts for id_ in ids.tolist()]
@@ -79,7 +80,7 @@ class ReferenceRun:
         return apply_head(head, hidden).tolist()
 
     def _rms(self, rows: Array) -> Array:
-        return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._config.rms_norm_eps))
+        return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._spec.eps))
 
     def _attention(self, query: Array, key: Array, value: Array) -> Array:
         """Causal attention; each key and value head serves heads / kv_heads query heads."""
@@ -98,7 +99,7 @@ class ReferenceRun:
     def _rotary(self, rows: Array) -> Array:
         """Rotate each pair (x[i], x[i + d/2]) by position * theta**(-2i/d) (RoFormer, arxiv.org/abs/2104.09864)."""
         length, _, width = rows.shape
-        angles = np.arange(length)[:, None] * self._config.rope_theta ** (-np.arange(0, width, 2) / width)
+        angles = np.arange(length)[:, None] * self._spec.rope.theta ** (-np.arange(0, width, 2) / width)
         cos, sin = np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
         left, right = rows[..., : width // 2], rows[..., width // 2 :]
         return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)

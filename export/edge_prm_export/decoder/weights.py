@@ -39,7 +39,8 @@ class DecoderWeights:
         self.folded = folded
         self.scales = scales
         self.checkpoint = checkpoint
-        self.config = checkpoint.qwen2
+        self.spec = checkpoint.spec
+        self.config = self.spec.shapes
         self.residual = Rotation(self.config.hidden, identity=not rotated)
         self.values = Rotation(self.config.head_dim, identity=not rotated)
 

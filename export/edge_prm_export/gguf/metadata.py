@@ -17,7 +17,7 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token type
 
 
 def add_model(writer: Any, checkpoint: Checkpoint, *, rotated: bool) -> None:
-    config = checkpoint.qwen2
+    config = checkpoint.config
     writer.add_name(checkpoint.name)
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context_length)
@@ -27,8 +27,8 @@ def add_model(writer: Any, checkpoint: Checkpoint, *, rotated: bool) -> None:
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(checkpoint.spec.rope.theta)
+    writer.add_layer_norm_rms_eps(checkpoint.spec.eps)
     writer.add_vocab_size(config.vocabulary)
     writer.add_string("edge_prm.version", edge_prm.__version__)
     writer.add_string("edge_prm.source.sha256", checkpoint.sha256())

@@ -73,7 +73,8 @@ class _Decoder:
     def __init__(self, graph: GraphWriter, checkpoint: Checkpoint, linears: Linears) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
-        self.config = checkpoint.qwen2
+        self.spec = checkpoint.spec
+        self.config = self.spec.shapes
         self.linears = linears
         self.weights = DecoderWeights(checkpoint, rotated=linears.rotates)
 
@@ -86,7 +87,7 @@ class _Decoder:
             [residual, self._ones()],
             "norm.0",
             axis=-1,
-            epsilon=self.config.rms_norm_eps,
+            epsilon=self.spec.eps,
             stash_type=1,
         )
         for layer in range(self.config.layers):
@@ -117,7 +118,7 @@ class _Decoder:
         graph.node("Add", ["offset", length], "total_length")
         graph.node("Sub", ["total_length", graph.constant("one.int32", [1], np.int32)], "total_length.less_one")
         # One position more than the context: a run may compute one token after the last (see backends/onnx/native.py).
-        angles = np.arange(config.context_length + 1)[:, None] * config.rope_theta ** (
+        angles = np.arange(config.context_length + 1)[:, None] * self.spec.rope.theta ** (
             -np.arange(0, config.head_dim, 2) / config.head_dim
         )
         graph.weight("rotary.cos", np.cos(angles).astype(np.float32))
@@ -170,7 +171,7 @@ class _Decoder:
             [output, residual, self._ones()],
             [normed, "", "", total],
             domain=MS,
-            epsilon=self.config.rms_norm_eps,
+            epsilon=self.spec.eps,
         )
         return normed, total
 
