@@ -23,7 +23,7 @@ from trajectories import run_threads
 
 import edge_prm
 from edge_prm.backends import Backend, Model, guest, load_model
-from edge_prm.backends import gguf as backend
+from edge_prm.backends.gguf import model as backend
 from edge_prm.backends.gguf.llama_cpp import StopFlag, gpu_layers_of
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
