@@ -58,9 +58,20 @@ def find_checkpoint(source: str, revision: str | None = None) -> FoundCheckpoint
         return FoundCheckpoint(demo_folder(name), name)
     if found := _local(source, revision):
         return found
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.startswith(EMBEDDED):
+    if not _looks_like_hub_id(source):
         raise CheckpointNotFoundError(source, "no such folder")
     return _download(source, revision)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `find_checkpoint` asks the hub for a source: it looks like a hub id and nothing is at that path."""
+    folder = Path(source)
+    with reading(folder):
+        return _looks_like_hub_id(source) and not folder.exists()
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~", EMBEDDED))
 
 
 def name_of(source: str) -> str:

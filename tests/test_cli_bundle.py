@@ -177,7 +177,7 @@ def test_a_missing_engine_says_what_to_install(bundle: Path, rows: Callable, mon
     refused(run("score", bundle, rows(ROW)), "onnxruntime", 'pip install "edge-prm[cpu]"')
 
 
-@pytest.mark.parametrize("arguments", [["--split", "("], ["--threads", "0"], ["--aggregate", "best"], ["--threshold", "2"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["--split", "("], ["--threads", "0"], ["--aggregate", "best"], ["--weak-below", "2"]])  # fmt: skip
 def test_a_bad_option_is_refused_before_the_bundle_is_loaded(rows: Callable, arguments: list[str]) -> None:
     result = run("score", "nowhere", rows(ROW), *arguments)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Backslash escapes in options of the command line: a shell's single quotes hand `\\n` over as two characters."""
+"""Backslash escapes in options of the command line: in single quotes of a shell, `\\n` is two characters."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ _KNOWN = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def unescape(text: str, option: str) -> str:
-    r"""Return a text with \n, \r, \t and \\ read; InputError, which names `option`, for any other backslash."""
-    made, rest = "", text
+    r"""Return a text with \n, \r, \t and \\ replaced by their characters.
+
+    Raises InputError, which names `option`, for any other backslash.
+    """
+    result, rest = "", text
     while rest:
-        plain, found, rest = rest.partition("\\")
-        made += plain
-        if found and rest[:1] not in _KNOWN:
+        plain, backslash, rest = rest.partition("\\")
+        result += plain
+        if backslash and rest[:1] not in _KNOWN:
             raise InputError(
                 f"{option} {text!r} has a backslash that is none of \\n, \\r, \\t and \\\\; write \\\\ for a backslash"
             )
-        if found:
-            made, rest = made + _KNOWN[rest[0]], rest[1:]
-    return made
+        if backslash:
+            result, rest = result + _KNOWN[rest[0]], rest[1:]
+    return result
 
 
 def unescaped(_context: object, parameter: Any, value: str | None) -> str | None:
-    """A callback of click for an option whose text may hold escapes."""
+    """Read the escapes in the text of an option: a callback of click."""
     return None if value is None else unescape(value, parameter.opts[0])

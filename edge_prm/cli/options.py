@@ -1,79 +1,79 @@
-"""Options that several commands share, each defined once."""
+"""Options that several commands share, each defined once, with the section of the help that lists it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from edge_prm.aggregate import AGGREGATES
+from edge_prm.cli.command import CONVENTIONS, ENGINE, INPUT, OUTPUT, SCORING, option, options
 from edge_prm.cli.escapes import unescaped
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order given."""
-
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine (default: one per core).")
-device = click.option(
-    "--device", type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True, help="gpu: GGUF bundles."
+threads = option(
+    "--threads", section=ENGINE, type=click.IntRange(min=1), help="Threads of the engine (default: one per core)."
 )
-gpu_layers = click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers that the GPU holds (default: all).")
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout instead of the terminal view.")
-aggregate = click.option(
-    "--aggregate", type=click.Choice(tuple(AGGREGATES)), help="Aggregation of step rewards (default: the bundle's)."
+device = option(
+    "--device", section=ENGINE, type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True,
+    help="Device to run on (gpu: GGUF bundles only).",
+)  # fmt: skip
+gpu_layers = option(
+    "--gpu-layers", section=ENGINE, type=click.IntRange(min=0), help="Layers to place on the GPU (default: all)."
 )
-split = click.option(
-    "--split",
-    default="auto",
-    show_default=True,
-    metavar="auto|blank|lines|REGEX",
+engine = options(threads, device, gpu_layers)
+revision = option("--revision", section=INPUT, help="Revision of a hub id: a branch, tag or commit.")
+yes = option("-y", "--yes", section=INPUT, is_flag=True, help="Download a checkpoint without asking.")
+as_json = option("--json", "as_json", section=OUTPUT, is_flag=True, help="Print JSON on stdout, for programs.")
+aggregate = option(
+    "--aggregate", section=SCORING, type=click.Choice(tuple(AGGREGATES)),
+    help="Aggregation of step rewards (default: the bundle's).",
+)  # fmt: skip
+weak = option(
+    "--weak-below", section=SCORING, type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="Mark the first step with a reward below this.",
+)  # fmt: skip
+split = option(
+    "--split", section=INPUT, default="auto", show_default=True, metavar="auto|blank|lines|REGEX",
     help="What separates the steps of a completion. auto: blank lines, or the bundle's own separator.",
-)
-strict = click.option("--strict", is_flag=True, help="Stop at the first bad row.")
-weak = click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A step below this is weak."
-)
+)  # fmt: skip
+strict = option("--strict", section=INPUT, is_flag=True, help="Stop at the first row or candidate that fails.")
 conventions = options(
-    click.option(
-        "--separator",
-        callback=unescaped,
-        help="Step separator: a token, text or tag (default: the checkpoint's); \\n and \\t are read.",
+    option(
+        "--separator", section=CONVENTIONS, callback=unescaped,
+        help="Step separator: a token, text or tag (default: the checkpoint's). \\n and \\t are a newline and a tab.",
     ),
-    click.option("--good-token", help="No head: judge by the probability of this token, as the vocabulary has it ..."),
-    click.option("--bad-token", help="... against this one."),
-    click.option(
-        "--between", callback=unescaped, help="With --good-token: text between prompt and steps (default: a blank)."
+    option(
+        "--good-token", section=CONVENTIONS,
+        help="Positive label token, as spelled in the vocabulary: reward = P(good) / (P(good) + P(bad)).",
     ),
-    click.option(
-        "--after-step",
-        callback=unescaped,
+    option("--bad-token", section=CONVENTIONS, help="Negative label token, as spelled in the vocabulary."),
+    option(
+        "--between", section=CONVENTIONS, callback=unescaped,
+        help="With --good-token: text between prompt and steps (default: one space).",
+    ),
+    option(
+        "--after-step", section=CONVENTIONS, callback=unescaped,
         help="With --good-token and --separator: text after each step tag (default: a newline).",
     ),
-)
+)  # fmt: skip
 """What describes a checkpoint that does not describe itself, for `export` and `bench reference`."""
 fields = options(
-    click.option("--prompt-field", metavar="NAME", help="Field of the problem; a dot leads inside: doc.question."),
-    click.option("--steps-field", metavar="NAME", help="Field that holds the list of steps."),
-    click.option("--completion-field", metavar="NAME", help="Field of the answer as text; messages.-1.content."),
-    click.option("--candidates-field", metavar="NAME", help="Field that holds the list of candidates."),
-    click.option("--id-field", metavar="NAME", help="Field of the row's id."),
-)
+    option(
+        "--prompt-field", section=INPUT, metavar="NAME",
+        help="Field of the problem. A dot selects inside an object or list: doc.question.",
+    ),
+    option("--steps-field", section=INPUT, metavar="NAME", help="Field that holds the list of steps."),
+    option(
+        "--completion-field", section=INPUT, metavar="NAME", help="Field of the answer as text: messages.-1.content."
+    ),
+    option("--candidates-field", section=INPUT, metavar="NAME", help="Field that holds the list of candidates."),
+    option("--id-field", section=INPUT, metavar="NAME", help="Field of the row's id."),
+)  # fmt: skip
 """Names of fields in place of those that are detected; `take_fields` reads them."""
 
 
 def token_pair(good: str | None, bad: str | None) -> tuple[str, str] | None:
-    """The two label tokens, or None; InputError for one without the other."""
+    """The positive and the negative label token, or None; InputError for one without the other."""
     from edge_prm.errors import InputError
 
     if good is None and bad is None:
@@ -87,6 +87,5 @@ def take_fields(given: dict[str, Any]) -> Any:
     """Remove the `fields` options from `given` and return them as a `records.Fields`."""
     from edge_prm.records import Fields
 
-    return Fields(
-        **{name: given.pop(f"{name}_field") for name in ("prompt", "steps", "completion", "candidates", "id")}
-    )
+    names = ("prompt", "steps", "completion", "candidates", "id")
+    return Fields(**{name: given.pop(f"{name}_field") for name in names})

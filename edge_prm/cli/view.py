@@ -34,14 +34,14 @@ def _shows(text: str) -> bool:
 
 
 def colour(reward: float, weak_below: float) -> str:
-    """Red below the threshold, green in the upper half of what is above it, yellow between."""
+    """Return red below `weak_below`, green in the upper half of what is above it, yellow in the lower half."""
     if reward < weak_below:
         return "red"
     return "green" if reward >= (1 + weak_below) / 2 else "yellow"
 
 
 def score_lines(row_id: Any, score: Score, weak_below: float) -> list[str]:
-    """Lines of the view of a scored row; the first step below `weak_below` is marked, and so is thinking."""
+    """Return the lines of a scored row; the first step with a reward below `weak_below` is marked, thinking has a ~."""
     weak = first_weak(score.rewards, weak_below)
     shade = colour(score.score / highest(score.aggregate), weak_below)
     head = (
@@ -57,7 +57,7 @@ def score_lines(row_id: Any, score: Score, weak_below: float) -> list[str]:
 
 
 def ranking_lines(row_id: Any, ranking: Ranking, weak_below: float) -> list[str]:
-    """Lines of the view of a ranked row: the best first, then those that were pruned, then those without a score."""
+    """Return the lines of a ranked row: the best first, then those that were pruned, then those without a score."""
     scored = [(index, score) for index, score in enumerate(ranking.candidates) if score is not None]
     scored.sort(key=lambda pair: (pair[0] in ranking.stopped, -pair[1].score))
     name = f", {scored[0][1].aggregate}" if scored else ""
@@ -66,7 +66,7 @@ def ranking_lines(row_id: Any, ranking: Ranking, weak_below: float) -> list[str]
     for index, score in scored:
         mark = click.style(" ◀ best", fg="green", bold=True) if index == ranking.best else ""
         if index in ranking.stopped:
-            mark = click.style(" given up", dim=True)
+            mark = click.style(" pruned", dim=True)
         text = " ".join(step.text for step in score.steps)
         lines.append(_line(f"{index:4d} ", score.score, score.score / highest(score.aggregate), weak_below, text, mark))
     for index, error in sorted(ranking.errors.items()):
@@ -76,7 +76,7 @@ def ranking_lines(row_id: Any, ranking: Ranking, weak_below: float) -> list[str]
 
 
 def _line(label: str, reward: float, share: float, weak_below: float, text: str, mark: str) -> str:
-    """`share` is the reward as a part of the highest that there is: what bar and colour show."""
+    """Return a line; bar and colour show `share`: the reward divided by the highest that is possible."""
     shade = colour(share, weak_below)
     room = shutil.get_terminal_size().columns - len(label) - BAR_WIDTH - 9 - len(click.unstyle(mark))
     flat = one_line(text, max(room, 20))

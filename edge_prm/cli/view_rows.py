@@ -15,20 +15,20 @@ STEPS_SHOWN = 12
 REASONS_SHOWN = 10
 
 
-def overview_lines(found: Overview) -> Iterator[str]:
+def overview_lines(summary: Overview) -> Iterator[str]:
     """Lines of the view: the first rows, then the counts."""
-    for record, seen in found.first:
+    for record, seen in summary.first:
         yield from _row_lines(record, seen)
         yield ""
-    formats = ", ".join(f"{name} {count}" for name, count in found.formats.most_common())
-    yield click.style(f"{printable(found.name)}: {plural(found.rows, 'row')}", bold=True) + (
+    formats = ", ".join(f"{name} {count}" for name, count in summary.formats.most_common())
+    yield click.style(f"{printable(summary.name)}: {plural(summary.rows, 'row')}", bold=True) + (
         f" ({formats})" if formats else ""
     )
-    texts, steps = plural(found.candidates, "text"), plural(found.steps, "step")
-    yield f"  {texts} to score, {steps}; {found.labelled} with labels of steps"
-    if found.one_step:
-        yield f"  {plural(found.one_step, 'text')} would give one step where another --split gives more"
-    for title, reasons in (("cannot be read", found.bad), ("left out", found.left_out)):
+    texts, steps = plural(summary.candidates, "text"), plural(summary.steps, "step")
+    yield f"  {texts} to score, {steps}; {summary.labelled} with labels of steps"
+    if summary.one_step:
+        yield f"  {plural(summary.one_step, 'text')} would give one step where another --split gives more"
+    for title, reasons in (("cannot be read", summary.bad), ("left out", summary.left_out)):
         if reasons:
             yield f"  {title}: {sum(reasons.values())}"
         for reason, count in reasons.most_common(REASONS_SHOWN):
@@ -44,21 +44,21 @@ def _row_lines(record: Record | BadRow, seen: list[SeenCandidate]) -> Iterator[s
     yield f"  prompt  {one_line(record.prompt, 100)}"
     for note in record.notes:
         yield f"  left out  {one_line(note, 100)}"
-    for index, one in enumerate(seen):
-        yield from _candidate_lines(index if record.several else None, one)
+    for index, candidate in enumerate(seen):
+        yield from _candidate_lines(index if record.several else None, candidate)
 
 
-def _candidate_lines(index: int | None, one: SeenCandidate) -> Iterator[str]:
-    labels = one.candidate.labels
+def _candidate_lines(index: int | None, seen: SeenCandidate) -> Iterator[str]:
+    labels = seen.candidate.labels
     if index is not None:
-        correct = {None: "", True: ", right", False: ", wrong"}[one.candidate.correct]
+        correct = {None: "", True: ", right", False: ", wrong"}[seen.candidate.correct]
         yield f"  candidate {index}{correct}"
-    if one.trajectory is None:
-        yield click.style(f"    {one_line(one.error, 100)}", fg="red")
+    if seen.trajectory is None:
+        yield click.style(f"    {one_line(seen.error, 100)}", fg="red")
         return
-    if one.trajectory.cut_at:
-        yield f"    cut at {printable(one.trajectory.cut_at)}"
-    steps = one.trajectory.steps
+    if seen.trajectory.cut_at:
+        yield f"    cut at {printable(seen.trajectory.cut_at)}"
+    steps = seen.trajectory.steps
     for step in steps[:STEPS_SHOWN]:
         right = labels.right[step.place] if labels.right is not None else None
         mark = {None: " ", True: "+", False: "-"}[right]
@@ -67,5 +67,5 @@ def _candidate_lines(index: int | None, one: SeenCandidate) -> Iterator[str]:
         yield f"    ... and {len(steps) - STEPS_SHOWN} more steps"
     if labels.missing:
         yield f"    no usable labels: {one_line(labels.missing, 90)}"
-    if isinstance(one.candidate.steps, str) and (hint := other_split(one.candidate.steps, len(steps))):
+    if isinstance(seen.candidate.steps, str) and (hint := other_split(seen.candidate.steps, len(steps))):
         yield f"    one step; {hint}"
