@@ -82,8 +82,8 @@ def reference_of(
 
 
 def facts_of(result: Any) -> dict[str, Any]:
-    """The last line of stdout, which is always one JSON document."""
-    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    """The figures of a run with --json: all of stdout is one JSON document."""
+    facts: dict[str, Any] = json.loads(result.stdout)
     assert facts["schema"] == "edge-prm-bench/2"
     return facts
 
@@ -110,7 +110,7 @@ def test_each_file_is_compared_with_its_own_reference(bundle: Path, two: tuple[P
     references = [reference_of(bundle, data, tmp_path / f"r{i}", shift) for i, (data, shift) in enumerate(zip(two, (0.01, 0.02), strict=True))]  # fmt: skip
     for order in (references, references[::-1]):
         given = [part for path in order for part in ("--reference", path)]
-        result = run("bench", "fidelity", bundle, "--data", two[0], "--data", two[1], *given, "--threads", 1)
+        result = run("bench", "fidelity", bundle, "--data", two[0], "--data", two[1], *given, "--threads", 1, "--json")
         assert result.exit_code == 0, result.output
         found = {row["data"]: row for row in facts_of(result)["quantization"]}
         assert set(found) == {"a.jsonl", "b.jsonl"}
@@ -123,7 +123,7 @@ def test_a_file_without_a_reference_has_no_numbers_and_says_so(
     bundle: Path, two: tuple[Path, Path], tmp_path: Path
 ) -> None:
     reference = reference_of(bundle, two[0], tmp_path / "r", 0.01)
-    result = run("bench", "fidelity", bundle, "--data", two[0], "--data", two[1], "--reference", reference)
+    result = run("bench", "fidelity", bundle, "--data", two[0], "--data", two[1], "--reference", reference, "--json")
     assert result.exit_code == 0, result.output
     facts = facts_of(result)
     assert [row["data"] for row in facts["quantization"]] == ["a.jsonl"]
@@ -144,7 +144,7 @@ def test_a_reference_of_the_first_traces_is_cut_or_counted(
 ) -> None:
     reference = reference_of(bundle, two[0], tmp_path / "r", 0.01, limit=4)
     for limit, traces, beyond in (((), 4, 0), (("--limit", 3), 3, 0), (("--limit", 0), 4, 2)):
-        result = run("bench", "fidelity", bundle, "--data", two[0], "--reference", reference, *limit)
+        result = run("bench", "fidelity", bundle, "--data", two[0], "--reference", reference, *limit, "--json")
         facts = facts_of(result)
         (row,) = facts["quantization"]
         assert (row["traces"], row["left_out"]) == (traces, beyond)
@@ -164,7 +164,7 @@ def test_a_bad_reference_of_several_costs_only_itself(bundle: Path, two: tuple[P
     half = reference_of(bundle, two[0], tmp_path / "half", 0.02, rows=3)
     damaged = write_rows(tmp_path / "damaged", ["{}"])
     given = [part for path in (half, damaged, good) for part in ("--reference", path)]
-    result = run("bench", "fidelity", bundle, "--data", two[0], *given)
+    result = run("bench", "fidelity", bundle, "--data", two[0], *given, "--json", "--markdown", tmp_path / "x.md")
     assert result.exit_code == 1, result.output
     facts = facts_of(result)
     assert facts["quantization"][0]["mean"]["value"] == pytest.approx(0.01)
@@ -172,7 +172,7 @@ def test_a_bad_reference_of_several_costs_only_itself(bundle: Path, two: tuple[P
     reasons = {failure["reason"] for failure in facts["failures"]}
     assert any("is not complete" in reason for reason in reasons)
     assert any("is not a reference file" in reason for reason in reasons)
-    assert "Failed" in result.stdout
+    assert "Failed" in (tmp_path / "x.md").read_text(encoding="utf-8")
 
 
 def test_a_reference_is_parsed_once(
@@ -246,8 +246,9 @@ def test_all_rows_of_a_table_use_the_same_traces(bundle: Path, short: Path, tmp_
     reference = reference_of(bundle, data, tmp_path / "r", 0.01, skip=(0,))
     for bundles in ((bundle, short), (short, bundle)):
         result = run(
-            "bench", "suite", *bundles, "--data", data, "--reference", reference, "--lengths", "64", "--runs", 2
-        )
+            "bench", "suite", *bundles, "--data", data, "--reference", reference, "--lengths", "64", "--runs", 2,
+            "--json", "--markdown", tmp_path / "x.md",
+        )  # fmt: skip
         assert result.exit_code == 0, result.output
         facts = facts_of(result)
         names = {row["ours"]: row for row in facts["quantization"]}
@@ -262,13 +263,14 @@ def test_all_rows_of_a_table_use_the_same_traces(bundle: Path, short: Path, tmp_
         assert ("short", 2, "traces over the context of 300 tokens") in reasons
         assert ("tiny-sigmoid fp32, torch", 1, "traces that were skipped in the reference") in reasons
         assert (bundle.name, 3, "quality: traces that another row of this file has no reward for") in reasons
-        assert "7 of its own" in result.stdout
-        assert "Left out" in result.stdout
+        text = (tmp_path / "x.md").read_text(encoding="utf-8")
+        assert "7 of its own" in text
+        assert "Left out" in text
 
 
 def test_a_bundle_that_scores_no_trace_does_not_empty_the_table(bundle: Path, short: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", rows_of(3, "pens", long=(0, 1, 2)))
-    result = run("bench", "quality", bundle, short, "--data", data)
+    result = run("bench", "quality", bundle, short, "--data", data, "--json")
     assert result.exit_code == 1, result.output
     facts = facts_of(result)
     assert {(row["name"], row["traces"]) for row in facts["step_quality"]} == {(bundle.name, 3)}
@@ -354,7 +356,7 @@ def test_rewards_of_a_reference_that_are_no_numbers_are_counted(
 
 
 def test_lengths_over_the_context_are_named(short: Path) -> None:
-    result = run("bench", "latency", short, "--lengths", "64,64,512", "--runs", 2, "--threads", 1)
+    result = run("bench", "latency", short, "--lengths", "64,64,512", "--runs", 2, "--threads", 1, "--json")
     assert result.exit_code == 0, result.output
     facts = facts_of(result)
     assert [row["tokens"] for row in facts["bundles"][0]["speed"]["prefill"]] == [64]
@@ -369,8 +371,9 @@ def test_completions_of_one_step_are_pointed_out(bundle: Path, bundle_of: Callab
     if not getattr(read_data(data), "one_step", 0):
         pytest.skip("the reader of rows does not count them")
     full = bundle_of("sigmoid", "fp32")
-    result = run("bench", "fidelity", bundle, "--data", data, "--reference", full, "--markdown", tmp_path / "x.md")
-    (note,) = facts_of(result)["notes"]
+    outputs = ("--markdown", tmp_path / "x.md", "-o", tmp_path / "x.json")
+    result = run("bench", "fidelity", bundle, "--data", data, "--reference", full, *outputs)
+    (note,) = json.loads((tmp_path / "x.json").read_text())["notes"]
     assert note.startswith("a.jsonl: 1 completions are read as one step each")
     assert note in result.stdout
     assert note in (tmp_path / "x.md").read_text(encoding="utf-8")
@@ -385,14 +388,14 @@ def test_bundles_and_files_of_one_name_are_told_apart(bundle: Path, tmp_path: Pa
         (tmp_path / run_name).mkdir()
         folders.append(shutil.copytree(bundle, tmp_path / run_name / "out"))
         files.append(write_rows(tmp_path / run_name / "data.jsonl", rows_of(3 + len(files), run_name)))
-    facts = facts_of(run("bench", "quality", *folders, "--data", files[0], "--data", files[1]))
+    facts = facts_of(run("bench", "quality", *folders, "--data", files[0], "--data", files[1], "--json"))
     assert [one["name"] for one in facts["bundles"]] == ["one/out", "two/out"]
     assert {row["data"] for row in facts["step_quality"]} == {"one/data.jsonl", "two/data.jsonl"}
 
 
 def test_references_of_one_name_are_told_apart(bundle: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
     given = [p for i in (1, 2) for p in ("--reference", reference_of(bundle, two[0], tmp_path / f"r{i}", i / 100))]
-    facts = facts_of(run("bench", "fidelity", bundle, "--data", two[0], *given))
+    facts = facts_of(run("bench", "fidelity", bundle, "--data", two[0], *given, "--json"))
     (row,), (floor,) = facts["quantization"], facts["noise_floor"]
     assert row["reference"].endswith("r1)")
     assert floor["ours"].endswith("r2)")
@@ -435,7 +438,7 @@ def test_a_bad_bundle_of_several_costs_only_itself(bundle: Path, two: tuple[Path
     broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
     (broken / "model.onnx").write_bytes(b"")
     for bad in (tmp_path / "nowhere", broken):
-        result = run("bench", "quality", bad, bundle, "--data", two[0])
+        result = run("bench", "quality", bad, bundle, "--data", two[0], "--json")
         assert result.exit_code == 1, result.output
         facts = facts_of(result)
         assert {row["name"] for row in facts["step_quality"]} == {bundle.name}
@@ -455,7 +458,7 @@ def test_a_bundle_that_fails_in_the_middle_loses_no_numbers(
         return score(judge, *rest)
 
     monkeypatch.setattr(scoring, "rewards_of_bundle", fail)
-    facts = facts_of(result := run("bench", "quality", short, bundle, "--data", two[0], "--data", two[1]))
+    facts = facts_of(result := run("bench", "quality", short, bundle, "--data", two[0], "--data", two[1], "--json"))
     assert result.exit_code == 1
     assert {(row["name"], row["data"]) for row in facts["step_quality"]} == {
         ("short", "a.jsonl"), (bundle.name, "a.jsonl"), (bundle.name, "b.jsonl"),
@@ -465,7 +468,7 @@ def test_a_bundle_that_fails_in_the_middle_loses_no_numbers(
 
 def test_a_bad_file_of_several_costs_only_itself(bundle: Path, two: tuple[Path, Path], tmp_path: Path) -> None:
     empty = write_rows(tmp_path / "empty.jsonl", [])
-    result = run("bench", "quality", bundle, "--data", empty, "--data", two[0])
+    result = run("bench", "quality", bundle, "--data", empty, "--data", two[0], "--json")
     assert result.exit_code == 1, result.output
     assert {row["data"] for row in facts_of(result)["step_quality"]} == {"a.jsonl"}
 
@@ -519,13 +522,13 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
     bundle: Path, two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("bench", "quality", bundle, "--data", two[0])
-    refused(run(*given, "--json", tmp_path / "no" / "x.json"), "there is no folder")
+    refused(run(*given, "-o", tmp_path / "no" / "x.json"), "there is no folder")
     refused(run(*given, "--markdown", tmp_path), "it is a folder")
-    refused(run(*given, "--json", tmp_path / "x", "--markdown", tmp_path / "x"), "two outputs have this name")
-    refused(run(*given, "--json", two[0]), "it is one of the inputs")
+    refused(run(*given, "-o", tmp_path / "x", "--markdown", tmp_path / "x"), "two outputs have this name")
+    refused(run(*given, "-o", two[0]), "it is one of the inputs")
     (tmp_path / "kept").write_text("mine")
     monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK or Path(path).name != "kept")
-    refused(run(*given, "--json", tmp_path / "kept"), "read-only")
+    refused(run(*given, "-o", tmp_path / "kept"), "read-only")
     assert (tmp_path / "kept").read_text() == "mine"
 
 
@@ -543,7 +546,7 @@ def test_numbers_are_printed_before_they_are_written(
         write(target, text)
 
     monkeypatch.setattr(output, "write_file", full)
-    outputs = ("--json", tmp_path / "x.json", "--markdown", tmp_path / "x.md")
+    outputs = ("--json", "-o", tmp_path / "x.json", "--markdown", tmp_path / "x.md")
     result = run("bench", "quality", bundle, "--data", two[0], *outputs)
     assert result.exit_code == 2
     assert facts_of(result)["step_quality"]
@@ -559,7 +562,7 @@ def test_a_table_that_fails_loses_no_file(
 
     monkeypatch.setattr(tables, "hardware", broken)
     with pytest.raises(BrokenPipeError):
-        run("bench", "quality", bundle, "--data", two[0], "--json", tmp_path / "x.json")
+        run("bench", "quality", bundle, "--data", two[0], "-o", tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["step_quality"]
 
 
@@ -570,10 +573,11 @@ def test_any_encoding_of_stdout(encoding: str, bundle: Path, tmp_path: Path) -> 
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0",
     }  # fmt: skip
     command = [sys.executable, "-m", "edge_prm.cli.main", "bench", "quality", str(bundle), "--data", str(data)]
+    command += ["-o", str(tmp_path / "x.json")]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["step_quality"][0]["data"] == "模型é😀.jsonl"
+    assert json.loads((tmp_path / "x.json").read_text())["step_quality"][0]["data"] == "模型é😀.jsonl"
 
 
 def test_only_a_report_needs_the_modules_of_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,9 +622,9 @@ def test_the_manifest_of_a_bundle_is_where_it_was(bundle: Path) -> None:
 def test_rows_that_cannot_be_read_are_named_and_end_with_exit_code_1(bundle: Path, tmp_path: Path) -> None:
     good = [json.dumps({"problem": "P", "steps": ["a", "b"], "label": label}) for label in (-1, 1)]
     (tmp_path / "data.jsonl").write_text("\n".join([good[0], "{", '{"problem": "P"}', good[1]]))
-    result = run("bench", "quality", bundle, "--data", tmp_path / "data.jsonl", "--threads", 1)
+    result = run("bench", "quality", bundle, "--data", tmp_path / "data.jsonl", "--threads", 1, "--json")
     assert result.exit_code == 1
-    facts = json.loads(result.stdout.splitlines()[-1])
+    facts = json.loads(result.stdout)
     assert sum(one["count"] for one in facts["left_out"] if one["reason"].startswith("rows")) == 2
     assert facts["step_quality"][0]["traces"] == 2
     assert "data.jsonl: 1 rows that cannot be read: not valid JSON" in result.stderr

@@ -182,10 +182,11 @@ def test_a_reference_is_what_the_fp32_bundle_gives(
     from edge_prm_export import export
 
     result = run(
-        "bench", "reference", source, data_file, "-o", tmp_path / "r.jsonl", "--batch-size", batch_size, "--threads", 1
-    )
+        "bench", "reference", source, data_file, "-o", tmp_path / "r.jsonl", "--batch-size", batch_size, "--threads", 1,
+        "--json",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout.splitlines()[-1])["traces"] == 24
+    assert json.loads(result.stdout)["traces"] == 24
     data = read_data(data_file)
     rewards = read_reference(tmp_path / "r.jsonl").rewards_for(data)
     with load(export(source, tmp_path / "bundle", recipe="fp32")) as prm:
@@ -200,9 +201,11 @@ def test_a_text_over_the_positions_is_marked(tmp_path: Path, data_file: Path) ->
     rows.append(json.dumps({"id": "long", "problem": "P", "steps": ["1 + 1 = 2 " * 600]}))
     rows.append(json.dumps({"id": "looks", "problem": "P", "steps": ["a <extra_0> b"]}))
     data_file.write_text("\n".join(rows))
-    result = run("bench", "reference", "demo-reference", data_file, "-o", tmp_path / "r.jsonl", "--threads", 1)
+    result = run(
+        "bench", "reference", "demo-reference", data_file, "-o", tmp_path / "r.jsonl", "--threads", 1, "--json"
+    )
     assert result.exit_code == 1, result.output
-    assert json.loads(result.stdout.splitlines()[-1])["not_scored"] == 1
+    assert json.loads(result.stdout)["not_scored"] == 1
     by_id = {row.id: row for row in read_reference(tmp_path / "r.jsonl").rows}
     assert by_id["long"].rewards is None
     assert "positions" in by_id["long"].skipped

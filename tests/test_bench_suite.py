@@ -155,19 +155,21 @@ def test_nothing_measured_is_no_table() -> None:
 # the command
 
 
-def test_the_command_ends_with_one_json_document(pair: tuple[tuple[Path, ...], Options], tmp_path: Path) -> None:
+def test_json_is_one_document_and_the_tables_are_in_files(
+    pair: tuple[tuple[Path, ...], Options], tmp_path: Path
+) -> None:
     (bundle, other), options = pair
     given = ["--data", options.data[0], "--limit", 20, "--reference", options.references[0], *QUICK]
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "report", "markdown")}
+    files = {name: tmp_path / f"out.{name}" for name in ("output", "report", "markdown")}
     outputs = [part for name, path in files.items() for part in (f"--{name}", path)]
-    result = run("bench", bundle, other, *given, *outputs)
+    result = run("bench", bundle, other, *given, *outputs, "--json")
     assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout.splitlines()[-1])
+    facts = json.loads(result.stdout)
     assert [one["name"] for one in facts["bundles"]] == ["demo-int8", "demo-int8-reduced"]
     assert facts["quantization"][0]["traces"] == 20
-    assert facts == json.loads(files["json"].read_text())
+    assert facts == json.loads(files["output"].read_text())
     assert all(path.stat().st_size > 1000 for path in files.values())
-    assert "Fidelity to full precision" in result.stdout
+    assert "Fidelity to full precision" in files["markdown"].read_text(encoding="utf-8")
     assert "timing demo-int8" in result.stderr
 
 
@@ -178,9 +180,9 @@ def test_each_part_alone(pair: tuple[tuple[Path, ...], Options]) -> None:
         ("fidelity", ("--data", options.data[1], "--limit", 8, "--reference", options.references[1]), "capability"),
         ("quality", ("--data", options.data[0], "--limit", 30, "--fit", options.data[0]), "step_quality"),
     ):
-        result = run("bench", part, bundle, *given)
+        result = run("bench", part, bundle, *given, "--json")
         assert result.exit_code == 0, result.output
-        facts = json.loads(result.stdout.splitlines()[-1])
+        facts = json.loads(result.stdout)
         assert facts[measured]
         assert (facts["bundles"][0]["speed"] is not None) == (part == "latency")
         if part == "quality":
@@ -198,9 +200,9 @@ def test_a_reference_file_and_a_noise_floor(pair: tuple[tuple[Path, ...], Option
         made = run("bench", "reference", "demo", options.data[0], "-o", files[-1], "--dtype", dtype, "--limit", 16)
         assert made.exit_code == 0, made.output
     given = [part for path in files for part in ("--reference", path)]
-    result = run("bench", "fidelity", bundle, "--data", options.data[0], *given)
+    result = run("bench", "fidelity", bundle, "--data", options.data[0], *given, "--json")
     assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout.splitlines()[-1])
+    facts = json.loads(result.stdout)
     (one,), (floor,) = facts["quantization"], facts["noise_floor"]
     assert one["reference"] == floor["reference"] == "demo fp32, torch"
     assert floor["ours"] == "demo bf16, torch"
@@ -279,9 +281,9 @@ def test_a_text_over_the_context_is_left_out_and_counted(
     rows.insert(1, {"id": "long", "problem": "P", "steps": ["1 + 1 = 2 " * 2000]})
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = run("bench", "fidelity", bundle, "--data", path, "--reference", options.references[0])
+    result = run("bench", "fidelity", bundle, "--data", path, "--reference", options.references[0], "--json")
     assert result.exit_code == 0, result.output
-    one = json.loads(result.stdout.splitlines()[-1])["quantization"][0]
+    one = json.loads(result.stdout)["quantization"][0]
     assert (one["traces"], one["left_out"]) == (3, 1)
 
 
@@ -291,9 +293,9 @@ def test_two_files_of_one_name_are_kept_apart(pair: tuple[tuple[Path, ...], Opti
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / options.data[0].name
     other.write_text("".join(options.data[0].read_text().splitlines(keepends=True)[30:90]))
-    result = run("bench", "quality", bundle, "--data", options.data[0], "--data", other, "--fit", other)
+    result = run("bench", "quality", bundle, "--data", options.data[0], "--data", other, "--fit", other, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout.splitlines()[-1])["step_quality"]
+    found = json.loads(result.stdout)["step_quality"]
     assert [one["traces"] for one in found] == [200, 60]
 
 
