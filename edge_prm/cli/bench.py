@@ -193,7 +193,8 @@ def _check_bundles(bundles: Sequence[Path]) -> None:
 def _inputs(given: dict[str, Any]) -> list[Path]:
     """The files that a run reads, which no output may replace."""
     files = [path for name in ("data", "references", "peers") for path in given.get(name) or ()]
-    return files + [given["fit"]] * (given.get("fit") is not None)
+    fit = given.get("fit")
+    return files if fit is None else [*files, fit]
 
 
 def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
