@@ -95,6 +95,7 @@ def _agreed() -> bool:
     except click.Abort:  # Ctrl-D is a "no"
         if interrupts.interrupted():
             raise
+        click.echo(err=True)  # the cursor is after the question
         return False
 
 
