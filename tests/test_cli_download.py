@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +94,7 @@ def export(out: Path, *options: object, source: str = ID, **more: Any) -> Any:
 def test_the_size_is_that_of_the_files_that_are_read(cache: Path) -> None:
     pending = pending_download(ID)
     assert pending == (ID, 3_007_000_700, True, cache)
-    assert str(pending) == f"{ID} is not in the Hub cache: it is to be downloaded (3.0 GB) to {cache}"
+    assert str(pending) == f"{ID} is not in the Hub cache; it needs a download of 3.0 GB to {cache}"
 
 
 @pytest.mark.usefixtures("answers")
@@ -109,8 +112,8 @@ def test_files_that_the_cache_holds_are_not_counted(cache: Path) -> None:
 
 @pytest.mark.usefixtures("unreachable", "cache", "downloads")
 def test_without_an_answer_the_size_of_the_default_is_known() -> None:
-    assert "(about 3.1 GB)" in str(pending_download(DEFAULT_SOURCE))
-    assert "(of unknown size)" in str(pending_download(ID))
+    assert "a download of about 3.1 GB" in str(pending_download(DEFAULT_SOURCE))
+    assert "a download of unknown size" in str(pending_download(ID))
 
 
 @pytest.mark.usefixtures("unreachable")
@@ -165,7 +168,7 @@ def test_a_folder_that_looks_like_a_hub_id_never_asks_the_hub(tmp_path: Path, mo
 
 @pytest.mark.usefixtures("answers", "cache")
 def test_without_a_terminal_a_download_needs_yes(tmp_path: Path, downloads: list[str]) -> None:
-    refused(export(tmp_path / "out"), f"{ID} is not in the Hub cache", "(3.0 GB)", str(tmp_path / "hub"), "give --yes")
+    refused(export(tmp_path / "out"), f"{ID} is not in the Hub cache", "3.0 GB", str(tmp_path / "hub"), "give --yes")
     assert downloads == []
     result = export(tmp_path / "out", "--yes", "--json")
     assert result.exit_code in (0, 1), result.output
@@ -230,3 +233,41 @@ def test_without_the_library_of_the_hub_the_extra_is_named(monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(run("export", "owner/x"), 'pip install "edge-prm[export]"')
+
+
+QUESTION = """
+import sys
+from pathlib import Path
+from edge_prm import interrupts
+from edge_prm.cli import download
+from edge_prm.cli.main import main
+download.pending_download = lambda *_: download.Download("owner/x", 5, True, Path("/cache"))
+interrupts.run(lambda: main(["export", "owner/x"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("typed", "code", "said"), [(b"n\n", 2, "nothing was downloaded"), (b"\x03", 130, "Interrupted")]
+)
+def test_a_real_terminal_is_asked(typed: bytes, code: int, said: str) -> None:
+    """A "no", and Ctrl-C at the question."""
+    import pty
+
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.execv(sys.executable, [sys.executable, "-c", QUESTION])
+    shown = b""
+    answered = False
+    with contextlib.suppress(OSError):  # Linux ends a terminal's output with an error
+        while data := os.read(terminal, 1024):
+            shown += data
+            if b"[Y/n]" in shown and not answered:
+                os.write(terminal, typed)
+                answered = True
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code, shown
+    text = shown.decode()
+    assert "owner/x is not in the Hub cache; it needs a download of 0.1 MB to /cache" in text
+    assert said in text
+    assert "Traceback" not in text

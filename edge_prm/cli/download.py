@@ -25,7 +25,7 @@ _log = logging.getLogger("edge_prm")
 
 
 class Download(NamedTuple):
-    """What is to be downloaded: the hub id, its size in bytes (None: unknown), and the cache folder it goes to."""
+    """A download that is needed: the hub id, its size in bytes (None: unknown), and the cache folder it goes to."""
 
     source: str
     size: int | None
@@ -34,8 +34,8 @@ class Download(NamedTuple):
 
     def __str__(self) -> str:
         """A sentence for people."""
-        size = "of unknown size" if self.size is None else f"{'' if self.exact else 'about '}{_readable(self.size)}"
-        return f"{self.source} is not in the Hub cache: it is to be downloaded ({size}) to {self.cache}"
+        size = "unknown size" if self.size is None else f"{'' if self.exact else 'about '}{_readable(self.size)}"
+        return f"{self.source} is not in the Hub cache; it needs a download of {size} to {self.cache}"
 
 
 def ask_before_download(source: str, revision: str | None, yes: bool) -> None:
@@ -46,6 +46,7 @@ def ask_before_download(source: str, revision: str | None, yes: bool) -> None:
     """
     download = pending_download(source, revision)
     if download is None:
+        _log.info("%s: nothing to download", source)
         return
     if yes:
         verbosity.note(str(download))

@@ -50,6 +50,7 @@ def _ignore(done: int) -> None:
 
 class _OnStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as a line with its level."""
         click.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
 
 
