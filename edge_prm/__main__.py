@@ -1,4 +1,4 @@
-"""`python -m edge_prm`, and what the `edge-prm` script starts: the command line, ready for Ctrl-C from its start."""
+"""The start of the command line, by `python -m edge_prm` or the `edge-prm` script; Ctrl-C is handled from here on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> None:
 
 
 def _command() -> None:
-    from edge_prm.cli.main import main as command  # noqa: TID251  # it imports click, after the handler is there
+    from edge_prm.cli.main import main as command  # noqa: TID251  # imports click once Ctrl-C is handled
 
     command()
 
