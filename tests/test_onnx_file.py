@@ -151,10 +151,10 @@ def test_a_bundle_whose_graph_asks_for_another_file_is_refused_before_an_engine_
 def test_a_run_that_is_stopped_is_an_error_and_the_session_goes_on(bundle_of: Callable[..., Path]) -> None:
     import numpy as np
 
-    from edge_prm.backends import load_model
+    from edge_prm.backends import EngineOptions, load_model
     from edge_prm.bundle import open_bundle
 
-    model: Any = load_model(open_bundle(bundle_of("sigmoid", "int8")), "auto", 1, "cpu")
+    model: Any = load_model(open_bundle(bundle_of("sigmoid", "int8")), EngineOptions(1, "cpu"))
     ids = np.arange(200)
     expected = model.start().extend(ids, [199])[0]
 

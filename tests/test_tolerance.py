@@ -17,8 +17,9 @@ from tiny import opened, write_reward_head
 
 from edge_prm.check import TRUSTED, too_coarse
 from edge_prm.errors import BundleIntegrityError, CheckpointError
-from edge_prm.manifest import MANIFEST_NAME, Fidelity, Manifest, Recipe, read_manifest
+from edge_prm.manifest import MANIFEST_NAME, Fidelity, Manifest, read_manifest
 from edge_prm.notices import ToleranceWarning
+from edge_prm.recipe import RECIPES
 
 pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
 pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
@@ -66,7 +67,7 @@ def test_a_quantized_bundle_outside_its_tolerance_is_kept_marked_and_said(steep:
     checked = run("check", tmp_path / "out", "--json")
     assert checked.exit_code == 1
     facts = json.loads(checked.stdout)
-    assert (facts["verdict"], facts["drift"]) == ("recipe", 0)
+    assert (facts["verdict"], facts["device_drift"]) == ("recipe", 0)
     assert "The kernels of this device" not in facts["sentence"]
 
 
@@ -128,7 +129,7 @@ def test_the_same_holds_for_full_precision_by_optimum(manifest_for: Callable, mo
 
     texts = [("Q", ("a",), Text())]
     for recipe, refused_ in (("fp32", True), ("int8", False)):
-        manifest = manifest_for(backend="optimum", recipe=Recipe(recipe))
+        manifest = manifest_for(recipe=RECIPES["optimum", recipe])
         written = golden.ExportResult(manifest.recipe, {}, [[0.5]], reference="torch fp32")
         monkeypatch.setattr(golden, "_bundle_rewards", lambda *_: [[0.7]])
         if refused_:
@@ -166,7 +167,7 @@ def test_every_recipe_that_is_too_coarse_has_a_remedy_that_is_another_recipe(
     manifest_for: Callable[..., Manifest], backend: str, name: str, reduce_range: bool, clipped: bool | None
 ) -> None:
     manifest = manifest_for(fidelity=Fidelity("numpy fp32", 2, 0.01, 0.9, 0.06))
-    said = too_coarse(replace(manifest, backend=backend, recipe=Recipe(name, reduce_range)), clipped)
+    said = too_coarse(replace(manifest, recipe=RECIPES[backend, name].with_weights(reduce_range=reduce_range)), clipped)
     assert f"its recipe, {name}, is too coarse" in said
     remedy = said.split("; ", 1)[1]
     assert ("--reduce-range" in remedy) == (backend != "gguf" and (reduce_range or clipped is not False))

@@ -197,7 +197,7 @@ def _described(
 
     check_extra("reference")
     from edge_prm.encode import TOKENIZER_NAME
-    from edge_prm.manifest import Recipe
+    from edge_prm.recipe import RECIPES
     from edge_prm_bench.reference.torch_model import Described
     from edge_prm_export.checkpoint.files import open_checkpoint
     from edge_prm_export.checkpoint.head import read_head
@@ -212,7 +212,7 @@ def _described(
     tokenizer = open_tokenizer(checkpoint)
     own = OwnTokenizer(checkpoint.folder, form, *head.tokens[:1])
     return Described(
-        manifest=describe(checkpoint, head, form, "onnx", Recipe("fp32"), {}),
+        manifest=describe(checkpoint, head, form, RECIPES["onnx", "fp32"], {}),
         tokenizer_file=checkpoint.folder / TOKENIZER_NAME,
         layers=() if head.tokens else head.layers,
         pair=tuple(token_id(checkpoint, tokenizer, token) for token in reversed(head.tokens)),

@@ -19,16 +19,18 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.gguf.checks import HEAD_NAME, read_head
 from edge_prm.backends.gguf.llama_cpp import StopFlag, Watcher, engine_lines, gpu_layers_of, reason
+from edge_prm.backends.gguf.options import set_context_options
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
@@ -46,8 +48,9 @@ _NO_CELLS = 1  # what llama_decode returns when the context is full
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> GgufModel:
-    return GgufModel(bundle, threads, device, gpu_layers)
+def load_model(bundle: Bundle, options: EngineOptions) -> GgufModel:
+    """Load a GGUF file; raises as `edge_prm.backends.load_model` does."""
+    return GgufModel(bundle, options.threads, options.device, options.gpu_layers, options.options)
 
 
 class _Handles:
@@ -85,13 +88,21 @@ class GgufModel:
     """A GGUF file in llama.cpp. Runs one batch at a time; safe to be called from several threads."""
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, device: str = "auto", gpu_layers: int | None = None
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        device: str = "auto",
+        gpu_layers: int | None = None,
+        context_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one."""
+        """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one.
+        `context_options`: fields of llama_context_params."""
         try:
             import llama_cpp
         except ImportError:
             raise MissingExtraError("gguf", ["llama-cpp-python"]) from None
+        set_context_options(llama_cpp.llama_context_default_params(), context_options)  # refused before the load
+        self._context_options = context_options
         path = bundle.folder / MODEL_NAME
         self.spare: Callable[[], None] | None = None
         self._files = WeightFiles([path])
@@ -260,6 +271,7 @@ class GgufModel:
         if not self.on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
             options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cb_eval = self._watcher.callback
+        set_context_options(options, self._context_options)
         with engine_lines():
             context = llama.llama_init_from_model(self._handles.model, options)
         if not context:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.guest import log_fallback
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import OnnxSession
@@ -31,19 +31,20 @@ QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever t
 _FEWEST_READ = 2
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OnnxModel:
-    if device == "auto":
+def load_model(bundle: Bundle, options: EngineOptions) -> OnnxModel:
+    """Load a graph; raises as `edge_prm.backends.load_model` does."""
+    if options.device == "auto":
         log_fallback("this version runs ONNX bundles on the CPU")
-    return OnnxModel(bundle, threads)
+    return OnnxModel(bundle, options)
 
 
 class OnnxModel:
     """A graph of our own in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 - frozen
         self.architecture = bundle.manifest.architecture
         self.context_length = bundle.manifest.context_length
-        self._session = OnnxSession(bundle, threads)
+        self._session = OnnxSession(bundle, options)
 
     def start(self) -> OnnxBackend:
         self._session.check()

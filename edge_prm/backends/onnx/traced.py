@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.guest import log_fallback
 from edge_prm.backends.onnx.session import MODEL_NAME, OnnxSession
 from edge_prm.bundle import Bundle
@@ -25,18 +25,19 @@ _PAST, _PRESENT = "past_key_values.", "present."
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OptimumModel:
-    if device == "auto":
+def load_model(bundle: Bundle, options: EngineOptions) -> OptimumModel:
+    """Load a graph; raises as `edge_prm.backends.load_model` does."""
+    if options.device == "auto":
         log_fallback("this version runs ONNX bundles on the CPU")
-    return OptimumModel(bundle, threads)
+    return OptimumModel(bundle, options)
 
 
 class OptimumModel:
     """A graph of optimum's in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 - frozen
         path = bundle.folder / MODEL_NAME
-        self._session = OnnxSession(bundle, threads)
+        self._session = OnnxSession(bundle, options)
         session = self._session.engine
         shape = bundle.manifest.architecture
         self._inputs = {entry.name for entry in session.get_inputs()}

@@ -24,10 +24,9 @@ from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.decoder.reference import LayerInputs, ReferenceRun
 from edge_prm_export.decoder.weights import DecoderWeights
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
-from edge_prm_export.onnx.fp32 import Fp32Linears
 from edge_prm_export.onnx.head import add_head
-from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.linears import FeedForward, Linears
+from edge_prm_export.onnx.recipes import linears_of
 from edge_prm_export.onnx.writer import MS, GraphWriter, WeightFile
 
 Array = npt.NDArray[np.floating[Any]]
@@ -39,14 +38,12 @@ def write_model(job: ExportJob) -> ExportResult:
     """Write the graph and its weights; on the way, the golden texts are scored in full precision."""
     folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
     (recipe,) = job.recipes
-    calibration = encode_texts(job.encoder, CALIBRATION) if recipe.name == "int8" else []
+    calibration = [] if recipe.full_precision else encode_texts(job.encoder, CALIBRATION)
     reference = ReferenceRun(checkpoint, [encoded.ids for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
-        linears: Linears = (
-            Fp32Linears(graph) if recipe.name == "fp32" else Int8Linears(graph, reduce_range=recipe.reduce_range)
-        )
+        linears = linears_of(graph, recipe)
         with job.progress(f"writing {recipe.name} layers", checkpoint.config.layers) as advance:
             for _ in write_graph(graph, checkpoint, head, linears, reference):
                 advance(1)

@@ -42,7 +42,7 @@ def write_model(job: ExportJob) -> ExportResult:
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
-        linears = Int8Linears(graph, reduce_range=recipe.reduce_range) if recipe.name == "int8" else None
+        linears = None if recipe.full_precision else Int8Linears(graph, reduce_range=recipe.reduce_range)
         rewriter = Rewriter(_load(traced / MODEL_NAME), traced, checkpoint.name)
         with progress(f"writing {recipe.name} weights", checkpoint.config.layers) as advance:
             seen = -1
