@@ -94,10 +94,12 @@ class Session:
 
     @property
     def prompt(self) -> str:
+        """The prompt, as it was given."""
         return self._prompt
 
     @property
     def steps(self) -> tuple[str, ...]:
+        """The text of each step pushed so far."""
         return tuple(step.text for step in self._steps)
 
     @property
@@ -119,7 +121,7 @@ class Session:
         """Append a step and return its reward; only the new tokens are computed.
 
         A step is read at the separator that closes it; `last=True` says that no other step follows, so that it is read
-        at its own last token, as the last step of `PRM.score` is. Raises InputError for an empty step or a push behind
+        at its own last token, as the last step of `PRM.score` is. Raises InputError for an empty step or a push after
         the last step, ContextLengthError when the text outgrows the context; the session then stays as it was.
         """
         with self._lock:
