@@ -16,9 +16,10 @@ from edge_prm.backends import Model, load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
+from edge_prm.judges.discriminative import DiscriminativeJudge, PrefixScorer
 from edge_prm.manifest import Manifest
 from edge_prm.score import Ranking, Score, made_score
-from edge_prm.session import PrefixScorer, Session
+from edge_prm.session import Session
 from edge_prm.split import shown, splitter
 from edge_prm.trajectory import Trajectory, check_prompt
 
@@ -77,6 +78,7 @@ class PRM:
             raise
         finally:
             pool.shutdown(wait=False)  # an interrupt goes through at once
+        self._judge = DiscriminativeJudge(self._encoder, self.model, bundle.manifest.head.default_aggregate)
         self.model.spare = _weak(self.forget)
 
     @property
@@ -156,7 +158,7 @@ class PRM:
     def _scores(
         self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str, split: str, on_error: str
     ) -> Iterator[Score | EdgePRMError]:
-        scorer = PrefixScorer(self.model.start())
+        scorer = self._judge.start()
         try:
             for index, item in enumerate(trajectories):
                 try:
@@ -203,7 +205,7 @@ class PRM:
     def session(self, prompt: str) -> Session:
         """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
         check_prompt(prompt)
-        return Session(PrefixScorer(self.model.start()), self._encoder, prompt, self._aggregate(None))
+        return Session(self._judge.start(), self._encoder, prompt, self._aggregate(None))
 
     def rank(
         self,
@@ -275,7 +277,7 @@ class PRM:
         self.close()
 
     def _aggregate(self, name: str | None) -> str:
-        return check_aggregate(name or self.manifest.head.default_aggregate)
+        return check_aggregate(name or self._judge.default_aggregate)
 
     def _encode_candidate(
         self, prompt: str, steps: Steps | Trajectory, split: str, index: int
@@ -305,7 +307,7 @@ class PRM:
         with self._lock:
             scorer, self._idle = self._idle, None
         if scorer is None:
-            scorer = PrefixScorer(self.model.start())
+            scorer = self._judge.start()
         lend_again = False
         try:
             yield scorer
