@@ -69,7 +69,7 @@ class InputFormat:
     that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps
     (assistant); of a `tagged` chat, each step is one of the user, and the first begins with the prompt. `refused`:
     strings that the chat template would rewrite; a text that holds one is an InputError. `dated`: the date of the
-    export, when the chat template writes the date.
+    export, when the chat template writes the date. `convention`: the name of the exporter's convention, or "custom".
     """
 
     format: str
@@ -83,6 +83,7 @@ class InputFormat:
     trim_assistant: str = ""
     refused: tuple[str, ...] = ()
     dated: str = ""
+    convention: str = ""
 
     @property
     def separator_text(self) -> str | None:

@@ -14,10 +14,12 @@ from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
 from edge_prm.idle import IdleScorer
+from edge_prm.judges import Judge
+from edge_prm.judges.discriminative import DiscriminativeJudge
 from edge_prm.manifest import Manifest
 from edge_prm.ranking import Candidate, RankOptions, listed, rank_candidates
 from edge_prm.score import Ranking, Score, made_score
-from edge_prm.session import PrefixScorer, Session
+from edge_prm.session import Session
 from edge_prm.split import shown, splitter
 from edge_prm.trajectory import Trajectory, check_prompt
 
@@ -76,7 +78,8 @@ class PRM:
             raise
         finally:
             pool.shutdown(wait=False)  # an interrupt goes through at once
-        self._idle = IdleScorer(self.model)
+        self._judge: Judge = DiscriminativeJudge(self._encoder, self.model, bundle.manifest.head.default_aggregate)
+        self._idle = IdleScorer(self._judge)
         self.model.spare = _weak(self.forget)
 
     @property
@@ -109,7 +112,7 @@ class PRM:
         """
         name = self._aggregate(aggregate)
         trajectory = self._trajectory(prompt, steps, split)
-        encoded = self._encoder.encode(trajectory)
+        encoded = self._judge.encode(trajectory)
         with self._idle.lend() as scorer:
             before = scorer.computed
             rewards = scorer.rewards(encoded)
@@ -157,12 +160,12 @@ class PRM:
     def _scores(
         self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str, split: str, on_error: str
     ) -> Iterator[Score | EdgePRMError]:
-        scorer = PrefixScorer(self.model.start())
+        scorer = self._judge.start()
         try:
             for index, item in enumerate(trajectories):
                 try:
                     trajectory = self._item(item, index, split)
-                    encoded = self._encoder.encode(trajectory)
+                    encoded = self._judge.encode(trajectory)
                     before = scorer.computed
                     rewards = scorer.rewards(encoded)
                 except (InputError, BackendError) as error:
@@ -208,7 +211,7 @@ class PRM:
         (GGUF). Raises InputError for a bad prompt, BackendError when the engine has no sequence left.
         """
         check_prompt(prompt)
-        return Session(PrefixScorer(self.model.start()), self._encoder, prompt, self._aggregate(None))
+        return Session(self._judge.start(), self._encoder, prompt, self._aggregate(None))
 
     def rank(
         self,
@@ -239,7 +242,7 @@ class PRM:
 
     def encode(self, trajectory: Trajectory) -> Encoded:
         """The token ids of a trajectory, and where its steps are read; InputError or ContextLengthError."""
-        return self._encoder.encode(trajectory)
+        return self._judge.encode(trajectory)
 
     def close(self) -> None:
         """Free the weights. Open sessions can no longer be pushed to."""
@@ -253,7 +256,7 @@ class PRM:
         self.close()
 
     def _aggregate(self, name: str | None) -> str:
-        return check_aggregate(name or self.manifest.head.default_aggregate)
+        return check_aggregate(name or self._judge.default_aggregate)
 
     def _encode_candidate(self, prompt: str, steps: Steps | Trajectory, split: str, index: int) -> Candidate:
         """A candidate's trajectory and tokens, or why it has none."""
@@ -264,9 +267,9 @@ class PRM:
             if isinstance(steps, Trajectory):
                 if steps.prompt != prompt:
                     raise InputError("its prompt is not the prompt of this ranking")
-                return steps, self._encoder.encode(steps)
+                return steps, self._judge.encode(steps)
             trajectory = self._trajectory(prompt, steps, split)
-            return trajectory, self._encoder.encode(trajectory)
+            return trajectory, self._judge.encode(trajectory)
         except ContextLengthError as error:
             return ContextLengthError(error.tokens, error.context_length, place)
         except InputError as error:

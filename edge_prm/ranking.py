@@ -10,8 +10,8 @@ from edge_prm.aggregate import aggregate as aggregate_rewards
 from edge_prm.aggregate import check_aggregate, check_early_stop
 from edge_prm.encode import Encoded
 from edge_prm.errors import BackendError, EdgePRMError, InputError
+from edge_prm.judges import Scorer
 from edge_prm.score import Ranking, Score, made_score
-from edge_prm.session import PrefixScorer
 from edge_prm.trajectory import Trajectory
 
 Candidate: TypeAlias = tuple[Trajectory, Encoded] | InputError
@@ -47,7 +47,7 @@ def listed(candidates: object) -> list[Any]:
     return list(candidates)
 
 
-def rank_candidates(scorer: PrefixScorer, candidates: Sequence[Candidate], options: RankOptions) -> Ranking:
+def rank_candidates(scorer: Scorer, candidates: Sequence[Candidate], options: RankOptions) -> Ranking:
     """Score candidates in order on one sequence.
 
     One that cannot be scored is None in the Ranking, with its error. BackendError when the engine fails, and no
@@ -75,9 +75,7 @@ def rank_candidates(scorer: PrefixScorer, candidates: Sequence[Candidate], optio
     return Ranking(best, tuple(scored), errors, tuple(pruned), scorer.computed - before)
 
 
-def _score(
-    scorer: PrefixScorer, candidate: Candidate, options: RankOptions, best_score: float | None
-) -> tuple[Score, bool]:
+def _score(scorer: Scorer, candidate: Candidate, options: RankOptions, best_score: float | None) -> tuple[Score, bool]:
     """A candidate's score, and whether it was pruned."""
     if isinstance(candidate, InputError):
         raise candidate
@@ -87,9 +85,7 @@ def _score(
     return made_score(trajectory, encoded, rewards, options.aggregate, scorer.computed - before), is_pruned
 
 
-def _read(
-    scorer: PrefixScorer, encoded: Encoded, options: RankOptions, to_beat: float | None
-) -> tuple[list[float], bool]:
+def _read(scorer: Scorer, encoded: Encoded, options: RankOptions, to_beat: float | None) -> tuple[list[float], bool]:
     """Rewards of the steps that were read, and whether the candidate was pruned: it has a step below `prune_below`, or
     cannot pass `to_beat`."""
     limit = options.prune_below

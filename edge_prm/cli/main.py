@@ -89,8 +89,9 @@ def main() -> None:
 @option.as_json
 def export(
     source: str, recipe: str, gguf: bool, gguf_type: str | None, rotate: bool | None, reduce_range: bool,
-    output: Path | None, revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None,
-    between: str | None, after_step: str | None, exporter: str, force: bool, as_json: bool,
+    output: Path | None, revision: str | None, convention: str | None, separator: str | None,
+    good_token: str | None, bad_token: str | None, between: str | None, after_step: str | None,
+    exporter: str, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint into a bundle, without torch (but for --exporter optimum).
 
@@ -104,7 +105,7 @@ def export(
     folder = edge_prm_export.export(
         source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
         revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
-        token_pair=token_pair,
+        token_pair=token_pair, format=convention,
         exporter=exporter, force=force, progress=show_progress,
     )  # fmt: skip
     manifest = read_manifest(folder)

@@ -35,9 +35,9 @@ from edge_prm.notices import ToleranceWarning
 from edge_prm.source import DEFAULT_SOURCE
 from edge_prm_export.calibration.golden import encode_golden, with_golden
 from edge_prm_export.calibration.texts import GOLDEN
+from edge_prm_export.checkpoint.conventions import Given
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
-from edge_prm_export.checkpoint.head import read_head
-from edge_prm_export.checkpoint.template import input_format
+from edge_prm_export.checkpoint.template import head_and_format
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.output import atomic_folder, check_output, check_space, remove_leftovers
 from edge_prm_export.progress import Progress, silent
@@ -62,6 +62,7 @@ def export(
     rotate: bool | None = None,
     revision: str | None = None,
     reduce_range: bool = False,
+    format: str | None = None,
     separator: str | None = None,
     between: str | None = None,
     after_step: str | None = None,
@@ -79,10 +80,11 @@ def export(
     before quantization (by default both ways are tried, and what is closer to full precision is kept). `exporter`:
     `native` writes Qwen2 without torch, `optimum` other decoders with it; `auto` takes the native one where it can.
 
-    `token_pair`: (good, bad), pieces of the vocabulary whose probabilities are the judgement, for checkpoints without
-    a head of their own; `separator` is then the tag that closes a step (without it, steps are turns of the chat
-    template), `between` stands between prompt and steps, `after_step` behind each tag but the last. Else `separator`
-    is what the checkpoint closes a step with, where that is not the usual.
+    `format`: the name of the checkpoint's convention, a key of `checkpoint.conventions.CONVENTIONS`; without it the
+    checkpoint's head decides. The next options override its pieces. `token_pair`: (good, bad), pieces of the vocabulary
+    whose probabilities are the judgement, for checkpoints without a head of their own; `separator` is then the tag that
+    closes a step (without it, steps are turns of the chat template), `between` the text between prompt and steps,
+    `after_step` the text after each tag but the last. Else `separator` is the text or token that closes a step.
 
     Raises CheckpointError (also for a bundle in full precision that is outside its tolerance), OutputExistsError (also
     for an output that appears while the export runs, unless `force`), ExportError (disk full, not writable, not enough
@@ -100,8 +102,7 @@ def export(
         recipes = for_engine(recipes, choose_engine(checkpoint))
     if checkpoint.model_type == "qwen2":  # transformers too would leave out what it has no place for
         checkpoint.check_decoder()
-    head = read_head(checkpoint, token_pair)
-    form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
+    head, form = head_and_format(checkpoint, Given(format, separator, between, after_step, token_pair))
     check_space(target, needed_bytes(checkpoint, recipes))
     with atomic_folder(target, replace=force) as folder:
         manifest = _write(folder, recipes, checkpoint, head, form, progress)
@@ -186,7 +187,7 @@ def describe(
             vocabulary=config.vocabulary,
             intermediate=config.intermediate,
         ),
-        head=HeadSpec(head.kind, head.default_aggregate if form.format == "raw" else "min", head.tokens),
+        head=HeadSpec(head.kind, head.default_aggregate, head.tokens),
         input=form,
         context_length=config.context_length,
         recipe=recipe,
