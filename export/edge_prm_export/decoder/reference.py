@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_prm.arrays import AnyFloat, Int64
-from edge_prm_export.checkpoint.head import RewardHead
+from edge_prm.head import Head
 from edge_prm_export.decoder.layers import LayerInputs as LayerInputs
 from edge_prm_export.decoder.layers import LayerWeights, Linear, Norms, read_layer
 from edge_prm_export.decoder.names import EMBEDDING, FINAL_NORM, tensor_name, tensor_shape
@@ -49,11 +49,11 @@ class ReferenceRun:
         self._state = self._state + _product(gated, layer.down)
         return LayerInputs(attention, output, feed_forward, gated)
 
-    def rewards(self, head: RewardHead, text: int, read_at: Sequence[int]) -> list[float]:
+    def rewards(self, head: Head, text: int, read_at: Sequence[int]) -> list[float]:
         """Rewards of one text at its read positions, after the last layer."""
         rows = self._state[self._bounds[text] + np.array(read_at)]
         norm = self._source.tensor(tensor_name(FINAL_NORM), *tensor_shape(self._spec, FINAL_NORM))
-        return apply_head(head, self._rms(rows) * norm).tolist()
+        return head.apply(self._rms(rows) * norm).tolist()
 
     def _rms(self, rows: AnyFloat) -> AnyFloat:
         return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._spec.eps))
@@ -88,14 +88,6 @@ class ReferenceRun:
         cos, sin = self._cos[:length, None], self._sin[:length, None]
         first, second = heads[..., : width // 2], heads[..., width // 2 :]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def apply_head(head: RewardHead, rows: AnyFloat) -> AnyFloat:
-    """sigmoid of one output, or softmax over two: class 1 is the reward."""
-    for index, (weight, bias) in enumerate(head.layers):
-        rows = (np.maximum(rows, 0) if index else rows) @ weight.T + bias
-    logit = rows[:, 0] if head.kind == "sigmoid" else rows[:, 1] - rows[:, 0]
-    return _sigmoid(logit)
 
 
 def _product(rows: AnyFloat, linear: Linear) -> AnyFloat:
