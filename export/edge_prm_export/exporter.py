@@ -38,6 +38,7 @@ from edge_prm_export.calibration.texts import GOLDEN
 from edge_prm_export.checkpoint.conventions import Given
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
 from edge_prm_export.checkpoint.template import head_and_format
+from edge_prm_export.decoder.names import check_decoder
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.output import atomic_folder, check_output, check_space, remove_leftovers
 from edge_prm_export.progress import Progress, silent
@@ -100,8 +101,8 @@ def export(
     checkpoint = open_checkpoint(source, revision, native=gguf or exporter == "native")
     if exporter == "auto" and not gguf:
         recipes = for_engine(recipes, choose_engine(checkpoint))
-    if checkpoint.model_type == "qwen2":  # transformers too would leave out what it has no place for
-        checkpoint.check_decoder()
+    if has_family(checkpoint):  # transformers too would leave out tensors that it does not use
+        check_decoder(checkpoint)
     head, form = head_and_format(checkpoint, Given(format, separator, between, after_step, token_pair))
     check_space(target, needed_bytes(checkpoint, recipes))
     with atomic_folder(target, replace=force) as folder:
@@ -143,6 +144,14 @@ def _write(
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     stamp_files(folder, manifest)
     return manifest
+
+
+def has_family(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's decoder is of a family that the native exporter knows."""
+    try:
+        return bool(checkpoint.spec)
+    except UnsupportedArchitectureError:
+        return False
 
 
 def choose_engine(checkpoint: Checkpoint) -> str:
