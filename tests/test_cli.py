@@ -268,7 +268,7 @@ def test_candidates_may_be_objects(bundle: Path, rows: Callable) -> None:
 
 def test_rank_names_the_candidates_that_were_pruned(bundle: Path, rows: Callable) -> None:
     row = json.loads(run("rank", bundle, rows(RANK_ROW), "--json", "--prune-below", 1).stdout)
-    assert (row["best"], row["stopped"]) == (None, [0, 1, 2])
+    assert (row["best"], row["pruned"]) == (None, [0, 1, 2])
     assert [len(rewards) for rewards in row["rewards"]] == [1, 1, 1]
 
 

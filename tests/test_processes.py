@@ -227,14 +227,12 @@ def test_models_that_are_forgotten_are_freed(demo: Path) -> None:
 def test_a_model_is_closed_when_its_tokenizer_is_damaged(
     demo: Path, monkeypatch: pytest.MonkeyPatch, fake: object
 ) -> None:
-    monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
-
     def fail(*_: object) -> None:
         raise BundleIntegrityError("tokenizer.json", "not a tokenizer")
 
     monkeypatch.setattr("edge_prm.prm.Encoder", fail)
     with pytest.raises(BundleIntegrityError, match="not a tokenizer"):
-        PRM(open_bundle(demo))
+        PRM(open_bundle(demo), model=fake)  # type: ignore[arg-type]
     deadline = time.monotonic() + HANG_SECONDS
     while not fake.closed and time.monotonic() < deadline:  # type: ignore[attr-defined]
         time.sleep(0.01)

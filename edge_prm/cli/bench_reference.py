@@ -103,24 +103,23 @@ def _described(source: str, given: dict[str, Any]) -> Described:
     pair = shared.token_pair(given["good_token"], given["bad_token"])
     check_extra("reference")
     from edge_prm.encode import TOKENIZER_NAME
-    from edge_prm.manifest import Recipe
+    from edge_prm.recipe import RECIPES
     from edge_prm_bench.reference.torch_model import Described
+    from edge_prm_export.checkpoint.conventions import Given
     from edge_prm_export.checkpoint.files import open_checkpoint
-    from edge_prm_export.checkpoint.head import read_head
-    from edge_prm_export.checkpoint.template import input_format
+    from edge_prm_export.checkpoint.template import head_and_format
     from edge_prm_export.checkpoint.tokenizer import open_tokenizer, token_id
     from edge_prm_export.exporter import describe
     from edge_prm_export.optimum.torch_checkpoint import OwnTokenizer, load_causal_lm, load_decoder
 
     ask_before_download(source, given["revision"], given["yes"])
     checkpoint = open_checkpoint(source, given["revision"], native=False)
-    head = read_head(checkpoint, pair)
-    texts = [given[name] for name in ("separator", "between", "after_step")]
-    layout = input_format(checkpoint, head.kind, *texts, *head.tokens[:1])
+    texts = {name: given[name] for name in ("format", "separator", "between", "after_step")}
+    head, layout = head_and_format(checkpoint, Given(**texts, token_pair=pair))
     tokenizer = open_tokenizer(checkpoint)
     own = OwnTokenizer(checkpoint.folder, layout, *head.tokens[:1])
     return Described(
-        manifest=describe(checkpoint, head, layout, "onnx", Recipe("fp32"), {}),
+        manifest=describe(checkpoint, head, layout, RECIPES["onnx", "fp32"], {}),
         tokenizer_file=checkpoint.folder / TOKENIZER_NAME,
         layers=() if head.tokens else head.layers,
         pair=tuple(token_id(checkpoint, tokenizer, token) for token in reversed(head.tokens)),

@@ -49,8 +49,7 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
     Exit code 1: the rewards cannot be trusted. The sentence, and `verdict` in JSON, say whether the kernels of this
     device are the cause (`device`), or the recipe is too coarse for the checkpoint on any device (`recipe`).
     """
-    from dataclasses import asdict
-
+    from edge_prm.backends import EngineOptions
     from edge_prm.bundle import open_bundle
     from edge_prm.check import check_bundle
     from edge_prm.manifest import read_manifest
@@ -58,8 +57,8 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
     size = sum(entry.bytes for entry in read_manifest(bundle).files.values())
     with verbosity.progress("verifying hashes", size) as advance:
         opened = open_bundle(bundle, verify_all=True, progress=advance)
-    result = check_bundle(opened, threads=threads, device=device, gpu_layers=gpu_layers)
-    click.echo(json.dumps(asdict(result)) if as_json else result.sentence)
+    result = check_bundle(opened, EngineOptions(threads, device, gpu_layers))
+    click.echo(json.dumps(result.as_dict()) if as_json else result.sentence)
     if not result.trusted:
         sys.exit(EXIT_SOME_FAILED)
 
@@ -89,7 +88,7 @@ def _fidelity(manifest: Manifest) -> dict[str, str]:
     if fidelity is None:
         return {}
     golden = (
-        f"{fidelity.rewards} rewards within {fidelity.max_difference:.4f} of {fidelity.reference} "
+        f"{fidelity.reward_count} rewards within {fidelity.max_difference:.4f} of {fidelity.reference} "
         f"(limit {fidelity.tolerance:g})"
     )
     return {"golden": golden} | ({} if fidelity.within_tolerance else {"not trusted": too_coarse(manifest)})

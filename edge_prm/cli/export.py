@@ -116,6 +116,7 @@ def _facts(folder: Path, manifest: Manifest, fidelity: Fidelity) -> dict[str, An
 def _sentence(folder: Path, manifest: Manifest, fidelity: Fidelity) -> str:
     head = f"{manifest.head.kind} head, separator {manifest.input.separator!r}"
     return (
-        f"{folder}: {manifest.recipe.name}, {head}, {_size(manifest) / 1e9:.2f} GB; {fidelity.rewards} golden rewards "
-        f"within {fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
+        f"{folder}: {manifest.recipe.name}, {head}, {_size(manifest) / 1e9:.2f} GB; "
+        f"{fidelity.reward_count} golden rewards within {fidelity.max_difference:.4f} of full precision "
+        f"(mean {fidelity.mean_difference:.4f})"
     )

@@ -39,6 +39,11 @@ split = option(
 strict = option("--strict", section=INPUT, is_flag=True, help="Stop at the first row or candidate that fails.")
 conventions = options(
     option(
+        "--format", section=CONVENTIONS, metavar="NAME",
+        help="Input convention: reasonflux, qwen-math-prm, trl, math-shepherd, rlhflow, er-prm or skywork-o1 (default: "
+        "by the checkpoint's head). The options below override its parts.",
+    ),
+    option(
         "--separator", section=CONVENTIONS, callback=unescaped,
         help="Step separator: a token, text or tag (default: the checkpoint's). \\n and \\t are a newline and a tab.",
     ),

@@ -98,7 +98,7 @@ def rank(
             return
         candidates, notes = _candidates(prm, record, split, report)
         result = prm.rank(
-            record.prompt, candidates, aggregate=aggregate, early_stop=early_stop, threshold=prune_below
+            record.prompt, candidates, aggregate=aggregate, early_stop=early_stop, prune_below=prune_below
         )  # fmt: skip
         for index, error in sorted(result.errors.items()):
             report.failed(record, str(error).removeprefix(f"candidate {index}: "), f"candidate {index}")

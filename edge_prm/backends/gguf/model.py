@@ -19,20 +19,23 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.gguf.checks import HEAD_NAME, read_head
 from edge_prm.backends.gguf.llama_cpp import StopFlag, Watcher, engine_lines, gpu_layers_of, reason
+from edge_prm.backends.gguf.options import set_context_options
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
-from edge_prm.errors import BackendError, MissingExtraError
+from edge_prm.errors import BackendError, BundleIntegrityError, MissingExtraError
+from edge_prm.head import Head
 
 MODEL_NAME = "model.gguf"
 BATCH_TOKENS = 512
@@ -45,8 +48,9 @@ _NO_CELLS = 1  # what llama_decode returns when the context is full
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> GgufModel:
-    return GgufModel(bundle, threads, device, gpu_layers)
+def load_model(bundle: Bundle, options: EngineOptions) -> GgufModel:
+    """Load a GGUF file; raises as `edge_prm.backends.load_model` does."""
+    return GgufModel(bundle, options.threads, options.device, options.gpu_layers, options.options)
 
 
 class _Handles:
@@ -84,21 +88,25 @@ class GgufModel:
     """A GGUF file in llama.cpp. Runs one batch at a time; safe to be called from several threads."""
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, device: str = "auto", gpu_layers: int | None = None
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        device: str = "auto",
+        gpu_layers: int | None = None,
+        context_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one."""
+        """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one.
+        `context_options`: fields of llama_context_params."""
         try:
             import llama_cpp
         except ImportError:
             raise MissingExtraError("gguf", ["llama-cpp-python"]) from None
+        set_context_options(llama_cpp.llama_context_default_params(), context_options)  # refused before the load
+        self._context_options = context_options
         path = bundle.folder / MODEL_NAME
         self.spare: Callable[[], None] | None = None
         self._files = WeightFiles([path])
-        self.layers = read_head(
-            path,
-            bundle.manifest.architecture,
-            bundle.folder / HEAD_NAME if HEAD_NAME in bundle.manifest.files else None,
-        )
+        self.head = _read_head(bundle, path)
         self._llama = llama_cpp
         self._threads = threads or usable_cores()
         self._lock = threading.RLock()
@@ -235,7 +243,7 @@ class GgufModel:
         if status != 0:
             raise BackendError(f"llama.cpp failed at token {offset} (llama_decode gave {status})")
         self._files.check()
-        return self._rewards(self._watcher.rows(len(read_at)))
+        return self.head.apply(self._watcher.rows(len(read_at)))
 
     def _fill_batch(self, sequence: int, ids: npt.NDArray[np.int64], offset: int, wanted: set[int]) -> None:
         batch: Any = self._handles.batch
@@ -250,20 +258,6 @@ class GgufModel:
         status: int = self._llama.llama_decode(self._handles.context, self._handles.batch)
         return status
 
-    def _rewards(self, rows: Floats) -> Floats:
-        """The head on hidden states `[rows, hidden]`: sigmoid of its one output, or softmax over two, class 1.
-
-        Row by row, so that a reward's rounding does not depend on how many are read.
-        """
-        rewards = np.empty(len(rows), dtype=np.float32)
-        for at, values in enumerate(rows):
-            for index, (weight, bias) in enumerate(self.layers):
-                values = weight @ (np.maximum(values, 0) if index else values) + bias
-            logit = np.float64(values[0] if len(values) == 1 else values[1] - values[0])
-            with np.errstate(over="ignore"):  # where exp is infinite, the outcome is the 0 that it should be
-                rewards[at] = 1 / (1 + np.exp(-logit))
-        return rewards
-
     @property
     def _memory(self) -> Any:
         return self._llama.llama_get_memory(self._handles.context)
@@ -277,6 +271,7 @@ class GgufModel:
         if not self.on_gpu:  # on a CPU it is slow for short runs behind a long text: pushes took twice as long
             options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cb_eval = self._watcher.callback
+        set_context_options(options, self._context_options)
         with engine_lines():
             context = llama.llama_init_from_model(self._handles.model, options)
         if not context:
@@ -331,6 +326,16 @@ class GgufModel:
         if self._cells > FIRST_CELLS and 2 * needed <= self._cells:
             with contextlib.suppress(BackendError):  # then it stays as large as it is
                 self._resize(max(FIRST_CELLS, _round_up(needed)))
+
+
+def _read_head(bundle: Bundle, path: Path) -> Head:
+    """The reward head of a bundle, from its GGUF file or from HEAD_NAME; BundleIntegrityError when it is not one."""
+    described, external = bundle.manifest.head, bundle.folder / HEAD_NAME
+    layers = read_head(path, bundle.manifest.architecture, external if HEAD_NAME in bundle.manifest.files else None)
+    try:
+        return Head(described.kind, layers, described.tokens, described.default_aggregate)
+    except ValueError as error:
+        raise BundleIntegrityError(path, f"not the head that the manifest describes ({error})") from None
 
 
 def most_sequences(llama_cpp: Any) -> int:
