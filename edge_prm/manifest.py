@@ -12,12 +12,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from edge_prm.aggregate import AGGREGATES
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
+from edge_prm.head import HEADS
 
 MANIFEST_NAME = "edge_prm.json"
 FORMAT_VERSION = 2
 """2: `input` has trim_user, trim_assistant, refused and dated, and `fidelity` more, which a reader of format 1 does not
 know. In format 1, `source.sha256` was over samples of the weights, and is no hash to compare with one of format 2."""
-HEAD_KINDS = ("sigmoid", "two_class", "token_class", "token_pair")
 INPUT_FORMATS = ("raw", "template", "pieces", "tagged")
 TRIMS = ("", *(f"{side}{what}" for side in ("left", "right", "both") for what in ("", "-newlines")))
 NEEDED_FILES = {
@@ -54,9 +54,9 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Head:
-    """`sigmoid` (one output), `two_class` (class 1 of two, MLP), `token_class` (class 1 of two, linear) or
-    `token_pair`: the probability of the first of two vocabulary `tokens` against the second."""
+class HeadSpec:
+    """A reward head without its weights: `kind` is a key of edge_prm.head.HEADS, and `tokens` are (good, bad) of a
+    `token_pair`, as they are written in the vocabulary."""
 
     kind: str
     default_aggregate: str = "last"
@@ -163,7 +163,7 @@ class Manifest:
     backend: str
     source: Source
     architecture: Architecture
-    head: Head
+    head: HeadSpec
     input: InputFormat
     context_length: int
     recipe: Recipe
@@ -234,7 +234,7 @@ def _check(manifest: Manifest) -> None:
     del sizes["model_type"]
     ids = [id_ for id_ in (form.separator_id, form.bos_id) if id_ is not None]
     for name, value, right in (
-        ("head", head.kind, head.kind in HEAD_KINDS),
+        ("head", head.kind, head.kind in HEADS),
         ("default_aggregate", head.default_aggregate, head.default_aggregate in AGGREGATES),
         ("input format", form.format, form.format in INPUT_FORMATS),
         ("separator_id", form.separator_id, form.format != "template" or form.separator_id is not None),

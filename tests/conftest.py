@@ -16,7 +16,7 @@ from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoder
-from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
+from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, HeadSpec, InputFormat, Manifest, Recipe, Source
 from edge_prm.prm import PRM
 from edge_prm.trajectory import Trajectory
 
@@ -116,7 +116,7 @@ def manifest_for(tokenizer_file: Path) -> ManifestFor:
             "architecture": Architecture(
                 "qwen2", 2, 64, 4, 2, 16, tokenizer.get_vocab_size(with_added_tokens=True), 128
             ),
-            "head": Head(kinds[form], "last" if form == "raw" else "min"),
+            "head": HeadSpec(kinds[form], "last" if form == "raw" else "min"),
             "input": inputs[form],
             "context_length": context_length,
             "recipe": Recipe("fp32"),

@@ -26,9 +26,10 @@ from edge_prm.errors import (
     InputError,
     UnsafePickleError,
 )
+from edge_prm.head import Head
 from edge_prm.notices import AmbiguousHeadWarning
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
-from edge_prm_export.checkpoint.head import RewardHead, read_head
+from edge_prm_export.checkpoint.head import read_head
 from edge_prm_export.checkpoint.template import input_format
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
@@ -42,7 +43,7 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes:
 )
 def test_the_kind_of_head_is_told_by_its_tensors(write: Callable, head: str, shapes: list[tuple[int, int]]) -> None:
     found = read_head(opened(write(head)))
-    assert isinstance(found, RewardHead)
+    assert isinstance(found, Head)
     assert found.kind == head
     assert [weight.shape for weight, _ in found.layers] == shapes
     assert [bias.shape for _, bias in found.layers] == [(outputs,) for outputs, _ in shapes]

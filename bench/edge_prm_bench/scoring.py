@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import edge_prm
-from edge_prm.aggregate import default_aggregate
 from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import ContextLengthError, EdgePRMError, InputError
+from edge_prm.head import HEADS
 from edge_prm.manifest import Manifest, read_manifest
 from edge_prm_bench.data import Data
 from edge_prm_bench.reference.file import Reference, read_reference
@@ -84,7 +84,7 @@ def reference_judge(path: Path, aggregate: str | None) -> Judge:
         source=path,
         checkpoint=made.checkpoint_sha256,
         tokenizer=made.tokenizer_sha256,
-        aggregate=aggregate or default_aggregate(made.head),
+        aggregate=aggregate or HEADS[made.head].aggregate,
         rounding=0 if made.dtype == "fp32" else 2,
         reads=_as_json(reads | {"tokens": getattr(made, "tokens", ())}) if reads else {},
         reference=reference,

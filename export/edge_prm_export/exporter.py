@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 
 import edge_prm
-from edge_prm.aggregate import default_aggregate
 from edge_prm.bundle import stamp_files
 from edge_prm.check import saturated, too_coarse
 from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import InputError, MissingExtraError, UnsupportedArchitectureError
 from edge_prm.extras import check_extra
-from edge_prm.manifest import MANIFEST_NAME, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
+from edge_prm.head import Head
+from edge_prm.manifest import MANIFEST_NAME, Architecture, FileEntry, HeadSpec, InputFormat, Manifest, Recipe, Source
 from edge_prm.notices import ToleranceWarning
 from edge_prm.source import DEFAULT_SOURCE, name_of
 from edge_prm_export.calibration.golden import encode_golden, with_golden
 from edge_prm_export.calibration.texts import GOLDEN
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
-from edge_prm_export.checkpoint.head import RewardHead, read_head
+from edge_prm_export.checkpoint.head import read_head
 from edge_prm_export.checkpoint.template import input_format
 from edge_prm_export.gguf import bundle as gguf_bundle
 from edge_prm_export.job import ExportJob, file_entry
@@ -155,7 +155,7 @@ def needed_bytes(checkpoint: Checkpoint, backend: str, recipes: tuple[Recipe, ..
 
 def describe(
     checkpoint: Checkpoint,
-    head: RewardHead,
+    head: Head,
     form: InputFormat,
     backend: str,
     recipe: Recipe,
@@ -177,7 +177,7 @@ def describe(
             vocabulary=config.vocabulary,
             intermediate=config.intermediate,
         ),
-        head=Head(head.kind, default_aggregate(head.kind, form.format), head.tokens),
+        head=HeadSpec(head.kind, head.default_aggregate if form.format == "raw" else "min", head.tokens),
         input=form,
         context_length=config.context_length,
         recipe=recipe,

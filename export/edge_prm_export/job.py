@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edge_prm.bundle import sha256_of
 from edge_prm.encode import Encoded, Encoder
+from edge_prm.head import Head
 from edge_prm.manifest import FileEntry, Manifest, Recipe
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
 from edge_prm_export.progress import Progress
 
 EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
@@ -26,7 +26,7 @@ class ExportJob:
     recipes: tuple[Recipe, ...]
     manifest: Manifest
     checkpoint: Checkpoint
-    head: RewardHead
+    head: Head
     encoder: Encoder
     golden: EncodedTexts
     progress: Progress

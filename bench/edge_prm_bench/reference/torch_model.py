@@ -128,7 +128,6 @@ class TorchPRM:
     def _apply_head(self, rows: Any) -> list[float]:
         for index, (weight, bias) in enumerate(self._layers):
             rows = (rows.relu() if index else rows) @ weight.T + bias
-        sigmoid = self._described.manifest.head.kind == "sigmoid"
-        probability = rows.sigmoid()[:, 0] if sigmoid else rows.softmax(-1)[:, 1]
+        probability = rows.sigmoid()[:, 0] if rows.shape[1] == 1 else rows.softmax(-1)[:, 1]
         rewards: list[float] = probability.tolist()
         return rewards

@@ -32,7 +32,8 @@ from edge_prm.backends.gguf.llama_cpp import StopFlag, Watcher, engine_lines, gp
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
-from edge_prm.errors import BackendError, MissingExtraError
+from edge_prm.errors import BackendError, BundleIntegrityError, MissingExtraError
+from edge_prm.head import Head
 
 MODEL_NAME = "model.gguf"
 BATCH_TOKENS = 512
@@ -94,11 +95,7 @@ class GgufModel:
         path = bundle.folder / MODEL_NAME
         self.spare: Callable[[], None] | None = None
         self._files = WeightFiles([path])
-        self.layers = read_head(
-            path,
-            bundle.manifest.architecture,
-            bundle.folder / HEAD_NAME if HEAD_NAME in bundle.manifest.files else None,
-        )
+        self.head = _read_head(bundle, path)
         self._llama = llama_cpp
         self._threads = threads or usable_cores()
         self._lock = threading.RLock()
@@ -235,7 +232,7 @@ class GgufModel:
         if status != 0:
             raise BackendError(f"llama.cpp failed at token {offset} (llama_decode gave {status})")
         self._files.check()
-        return self._rewards(self._watcher.rows(len(read_at)))
+        return self.head.apply(self._watcher.rows(len(read_at)))
 
     def _fill_batch(self, sequence: int, ids: npt.NDArray[np.int64], offset: int, wanted: set[int]) -> None:
         batch: Any = self._handles.batch
@@ -249,20 +246,6 @@ class GgufModel:
         stop.watch(self._llama, self._handles.context)
         status: int = self._llama.llama_decode(self._handles.context, self._handles.batch)
         return status
-
-    def _rewards(self, rows: Floats) -> Floats:
-        """The head on hidden states `[rows, hidden]`: sigmoid of its one output, or softmax over two, class 1.
-
-        Row by row, so that a reward's rounding does not depend on how many are read.
-        """
-        rewards = np.empty(len(rows), dtype=np.float32)
-        for at, values in enumerate(rows):
-            for index, (weight, bias) in enumerate(self.layers):
-                values = weight @ (np.maximum(values, 0) if index else values) + bias
-            logit = np.float64(values[0] if len(values) == 1 else values[1] - values[0])
-            with np.errstate(over="ignore"):  # where exp is infinite, the outcome is the 0 that it should be
-                rewards[at] = 1 / (1 + np.exp(-logit))
-        return rewards
 
     @property
     def _memory(self) -> Any:
@@ -331,6 +314,16 @@ class GgufModel:
         if self._cells > FIRST_CELLS and 2 * needed <= self._cells:
             with contextlib.suppress(BackendError):  # then it stays as large as it is
                 self._resize(max(FIRST_CELLS, _round_up(needed)))
+
+
+def _read_head(bundle: Bundle, path: Path) -> Head:
+    """The reward head of a bundle, from its GGUF file or from HEAD_NAME; BundleIntegrityError when it is not one."""
+    described, external = bundle.manifest.head, bundle.folder / HEAD_NAME
+    layers = read_head(path, bundle.manifest.architecture, external if HEAD_NAME in bundle.manifest.files else None)
+    try:
+        return Head(described.kind, layers, described.tokens, described.default_aggregate)
+    except ValueError as error:
+        raise BundleIntegrityError(path, f"not the head that the manifest describes ({error})") from None
 
 
 def most_sequences(llama_cpp: Any) -> int:

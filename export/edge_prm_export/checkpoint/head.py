@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from reprlib import repr as short_repr
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError, HeadNotFoundError, InputError
+from edge_prm.head import Head
 from edge_prm.notices import AmbiguousHeadWarning
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer, token_id
@@ -35,20 +35,7 @@ _BAD = {"incorrect", "bad", "negative", "neg", "false", "no", "wrong", "-", "0",
 Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class RewardHead:
-    """`layers`: (weight `[out, in]`, bias `[out]`) pairs, ReLU between them, float32.
-
-    `sigmoid` reads sigmoid of its one output, the others softmax over two outputs, class 1. A `token_pair` is two rows
-    of the output matrix: those of the bad and of the good one of `tokens` (good, bad).
-    """
-
-    kind: str
-    layers: tuple[tuple[Array, Array], ...]
-    tokens: tuple[str, ...] = ()
-
-
-def read_head(checkpoint: Checkpoint, token_pair: tuple[str, str] | None = None) -> RewardHead:
+def read_head(checkpoint: Checkpoint, token_pair: tuple[str, str] | None = None) -> Head:
     """Return the head of a checkpoint; HeadNotFoundError names every place that was looked at.
 
     `token_pair`: (good, bad), two pieces of the vocabulary whose probabilities are the judgement, in place of a head.
@@ -61,7 +48,7 @@ def read_head(checkpoint: Checkpoint, token_pair: tuple[str, str] | None = None)
         bad = token_id(checkpoint, tokenizer, token_pair[1], "--bad-token")
         if good == bad:
             raise InputError(f"--good-token and --bad-token are both {token_pair[0]!r}; give two tokens")
-        return RewardHead("token_pair", (_output_rows(checkpoint, bad, good),), token_pair)
+        return Head("token_pair", (_output_rows(checkpoint, bad, good),), token_pair)
     found = _places(checkpoint)
     if not found:
         looked_for = [REWARD_HEAD_NAME, *_TENSORS, "score.2.weight in the safetensors"]
@@ -80,29 +67,29 @@ def _places(checkpoint: Checkpoint) -> list[str]:
     return [*files, *(name for name in _TENSORS if name in checkpoint.tensor_names)]
 
 
-def _loose(checkpoint: Checkpoint) -> RewardHead:
+def _loose(checkpoint: Checkpoint) -> Head:
     state = load_state_dict(checkpoint.folder / REWARD_HEAD_NAME)
-    return RewardHead("sigmoid", (_sigmoid_layer(checkpoint, state),))
+    return Head("sigmoid", (_sigmoid_layer(checkpoint, state),))
 
 
-def _value(checkpoint: Checkpoint) -> RewardHead:
+def _value(checkpoint: Checkpoint) -> Head:
     """Skywork-o1-Open-PRM's: TRL's ValueHead, whose probability is the sigmoid of its one output."""
-    return RewardHead("sigmoid", (_linear(checkpoint, VALUE_HEAD.removesuffix(".weight"), 1),))
+    return Head("sigmoid", (_linear(checkpoint, VALUE_HEAD.removesuffix(".weight"), 1),))
 
 
-def _bare_value(checkpoint: Checkpoint) -> RewardHead:
+def _bare_value(checkpoint: Checkpoint) -> Head:
     raise CheckpointError(
         f"checkpoint {checkpoint.name} has a v_head.weight, which gives every token a raw value (Q-RM's layout) and no "
         f"step a probability; edge-prm reads {VALUE_HEAD}, the layout of Skywork-o1-Open-PRM"
     )
 
 
-def _two_class(checkpoint: Checkpoint) -> RewardHead:
+def _two_class(checkpoint: Checkpoint) -> Head:
     last = _two_labels(checkpoint, "score.2")
-    return RewardHead("two_class", (_linear(checkpoint, "score.0", checkpoint.config.hidden), last))
+    return Head("two_class", (_linear(checkpoint, "score.0", checkpoint.config.hidden), last))
 
 
-def _token_class(checkpoint: Checkpoint) -> RewardHead:
+def _token_class(checkpoint: Checkpoint) -> Head:
     """TRL's PRMTrainer saves a token classifier; a sequence classifier has tensors of the same names."""
     layer = _two_labels(checkpoint, "score")
     names = _architectures(checkpoint)
@@ -113,10 +100,10 @@ def _token_class(checkpoint: Checkpoint) -> RewardHead:
             AmbiguousHeadWarning,
             stacklevel=2,
         )
-    return RewardHead("token_class", (layer,))
+    return Head("token_class", (layer,))
 
 
-_READERS: dict[str, Callable[[Checkpoint], RewardHead]] = {
+_READERS: dict[str, Callable[[Checkpoint], Head]] = {
     REWARD_HEAD_NAME: _loose,
     "score.0.weight": _two_class,
     "score.weight": _token_class,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.head import Head
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -73,11 +73,11 @@ class ReferenceRun:
         self._state = self._state + gated @ read("mlp.down_proj.weight", hidden, inner).T
         return LayerInputs(normed, attended, normed_again, gated)
 
-    def rewards(self, head: RewardHead, text: int, read_at: Sequence[int]) -> list[float]:
+    def rewards(self, head: Head, text: int, read_at: Sequence[int]) -> list[float]:
         """Rewards of one text at its read positions, behind the last layer."""
         rows = self._state[self._bounds[text] + np.array(read_at)]
         hidden = self._rms(rows) * self._checkpoint.tensor("model.norm.weight", self._config.hidden)
-        return apply_head(head, hidden).tolist()
+        return head.apply(hidden).tolist()
 
     def _rms(self, rows: Array) -> Array:
         return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._spec.eps))
@@ -103,14 +103,6 @@ class ReferenceRun:
         cos, sin = np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
         left, right = rows[..., : width // 2], rows[..., width // 2 :]
         return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-
-
-def apply_head(head: RewardHead, rows: Array) -> Array:
-    """sigmoid of one output, or softmax over two: class 1 is the reward."""
-    for index, (weight, bias) in enumerate(head.layers):
-        rows = (np.maximum(rows, 0) if index else rows) @ weight.T + bias
-    logit = rows[:, 0] if head.kind == "sigmoid" else rows[:, 1] - rows[:, 0]
-    return _sigmoid(logit)
 
 
 def _sigmoid(values: Array) -> Array:

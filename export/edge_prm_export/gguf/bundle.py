@@ -18,12 +18,12 @@ from edge_prm.backends.gguf.model import MODEL_NAME, GgufModel
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoded
 from edge_prm.errors import ExportError, UnsupportedArchitectureError
+from edge_prm.head import Head
 from edge_prm.manifest import FileEntry, Recipe
 from edge_prm_export.calibration.golden import encode_texts
 from edge_prm_export.calibration.more_texts import MORE
 from edge_prm_export.calibration.texts import CALIBRATION
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
 from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.smooth import layer_scales
 from edge_prm_export.decoder.weights import DecoderWeights
@@ -103,7 +103,7 @@ class _Candidate:
     recipe: Recipe
     weights: DecoderWeights
 
-    def write(self, head: RewardHead, progress: Progress) -> None:
+    def write(self, head: Head, progress: Progress) -> None:
         self.folder.mkdir()
         name = self.recipe.name.upper()
         direct = GGUF_TYPES[name].direct
@@ -143,7 +143,7 @@ def quantize(source: Path, target: Path, name: str, progress: Progress) -> None:
 
 
 def _difference(
-    model: GgufModel, run: ReferenceRun, head: RewardHead, texts: list[Encoded], progress: Progress
+    model: GgufModel, run: ReferenceRun, head: Head, texts: list[Encoded], progress: Progress
 ) -> tuple[float, float]:
     """Over every token: how far logits lie from full precision on average, and how far rewards do without that shift.
 

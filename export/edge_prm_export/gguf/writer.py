@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends.gguf.checks import RESIDUAL_STEP
-from edge_prm_export.checkpoint.head import RewardHead
+from edge_prm.head import Head
 from edge_prm_export.decoder.weights import EMBEDDING_BLOCK_ROWS, DecoderWeights
 from edge_prm_export.gguf.metadata import add_model, add_tokenizer, spare_rows
 
@@ -48,7 +48,7 @@ class _Tensor(NamedTuple):
     make: Callable[[], Array]
 
 
-def write_gguf(path: Path, weights: DecoderWeights, head: RewardHead, kind: str, embedding_kind: str) -> Iterator[str]:
+def write_gguf(path: Path, weights: DecoderWeights, head: Head, kind: str, embedding_kind: str) -> Iterator[str]:
     """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor.
 
     The embedding, which holds the head, has a type of its own, of eight bits at least.
@@ -86,13 +86,13 @@ def write_gguf(path: Path, weights: DecoderWeights, head: RewardHead, kind: str,
         writer.close()
 
 
-def head_rows(weights: DecoderWeights, head: RewardHead, kind: str) -> HeadRows | None:
+def head_rows(weights: DecoderWeights, head: Head, kind: str) -> HeadRows | None:
     """Where a sigmoid head goes and what stands there; None for other heads, and without two rows to spare."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
     spare = spare_rows(weights.checkpoint)
-    if head.kind != "sigmoid" or len(spare) < 2:
+    if head.outputs != 1 or len(spare) < 2:
         return None
     weight, bias = head.layers[0]
     folded = weights.head(weight)
@@ -103,7 +103,7 @@ def head_rows(weights: DecoderWeights, head: RewardHead, kind: str) -> HeadRows 
     return HeadRows(spare[0], spare[1], float(scale), float(bias[0]), (wanted[0], left[0]))
 
 
-def write_head(path: Path, weights: DecoderWeights, head: RewardHead) -> None:
+def write_head(path: Path, weights: DecoderWeights, head: Head) -> None:
     """Write the linears of a head that stands beside the file; its input is the hidden state behind the final norm."""
     arrays = {}
     for index, (weight, bias) in enumerate(head.layers):

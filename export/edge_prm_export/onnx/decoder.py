@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 import edge_prm
 from edge_prm.backends.onnx.native import MODEL_NAME
+from edge_prm.head import Head
 from edge_prm_export.calibration.golden import encode_texts
 from edge_prm_export.calibration.texts import CALIBRATION
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
 from edge_prm_export.decoder.reference import LayerInputs, ReferenceRun
 from edge_prm_export.decoder.weights import DecoderWeights
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
@@ -60,7 +60,7 @@ def write_model(job: ExportJob) -> ExportResult:
 
 
 def write_graph(
-    graph: GraphWriter, checkpoint: Checkpoint, head: RewardHead, linears: Linears, reference: ReferenceRun
+    graph: GraphWriter, checkpoint: Checkpoint, head: Head, linears: Linears, reference: ReferenceRun
 ) -> Iterator[int]:
     """Write the whole graph, layer by layer beside a run in full precision that shows what goes into each linear.
 
@@ -78,7 +78,7 @@ class _Decoder:
         self.linears = linears
         self.weights = DecoderWeights(checkpoint, rotated=linears.rotates)
 
-    def write(self, head: RewardHead, reference: ReferenceRun) -> Iterator[int]:
+    def write(self, head: Head, reference: ReferenceRun) -> Iterator[int]:
         graph = self.graph
         self._inputs()
         residual = self.linears.embed("embedding", self.weights)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError
-from edge_prm_export.checkpoint.head import RewardHead
+from edge_prm.head import Head
 from edge_prm_export.onnx.head import add_head
 from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.writer import GraphWriter
@@ -45,7 +45,7 @@ class Rewriter:
         self._made_by = {output: node for node in self._graph.node for output in node.output}
 
     def write(
-        self, target: GraphWriter, head: RewardHead, linears: Int8Linears | None, pair: Sequence[int] = ()
+        self, target: GraphWriter, head: Head, linears: Int8Linears | None, pair: Sequence[int] = ()
     ) -> Iterator[str]:
         """Write the whole graph; yields the name of each node. `linears` None leaves it in fp32.
 
