@@ -28,6 +28,7 @@ from edge_prm_export.calibration.texts import GOLDEN
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
 from edge_prm_export.checkpoint.head import read_head
 from edge_prm_export.checkpoint.template import input_format
+from edge_prm_export.decoder.names import check_decoder
 from edge_prm_export.gguf import bundle as gguf_bundle
 from edge_prm_export.job import ExportJob, file_entry
 from edge_prm_export.onnx import decoder as to_onnx
@@ -93,8 +94,8 @@ def export(
     checkpoint = open_checkpoint(source, revision, native=gguf or exporter == "native")
     if exporter == "auto" and not gguf:
         backend = choose_backend(checkpoint)
-    if checkpoint.model_type == "qwen2":  # transformers too would leave out what it has no place for
-        checkpoint.check_decoder()
+    if has_family(checkpoint):  # transformers too would leave out tensors that it does not use
+        check_decoder(checkpoint)
     head = read_head(checkpoint, token_pair)
     form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
     check_space(target, needed_bytes(checkpoint, backend, recipes))
@@ -112,6 +113,14 @@ def export(
     if manifest.fidelity is not None and not manifest.fidelity.within_tolerance:
         warnings.warn(f"{target}: {too_coarse(manifest, saturated(manifest))}", ToleranceWarning, stacklevel=2)
     return target
+
+
+def has_family(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's decoder is of a family that the native exporter knows."""
+    try:
+        return bool(checkpoint.spec)
+    except UnsupportedArchitectureError:
+        return False
 
 
 def choose_backend(checkpoint: Checkpoint) -> str:

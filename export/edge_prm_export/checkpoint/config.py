@@ -36,6 +36,16 @@ class Shapes:
     vocabulary: int
     context_length: int
 
+    @property
+    def query_width(self) -> int:
+        """Values of all query heads together, which may differ from `hidden`."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Values of all key heads together, or of all value heads."""
+        return self.kv_heads * self.head_dim
+
 
 @dataclass(frozen=True)
 class Llama3Scaling:
@@ -147,7 +157,11 @@ def _mistral(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
 
 FAMILIES: dict[str, Callable[[Config, Shapes, str], DecoderSpec]] = {
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "llama": _llama,
+    "mistral": _mistral,
 }
+"""model_type -> its spec. Other decoders go through optimum."""
 
 
 def _rope(config: Config, name: str) -> Rope:
