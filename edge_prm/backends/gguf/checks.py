@@ -107,7 +107,7 @@ def _check_metadata(fields: Mapping[str, Any], layout: Layout, architecture: Arc
     required = dict(GENERAL_KEYS)
     if fields["edge_prm.head"] != EXTERNAL_HEAD:
         required |= HEAD_KEYS
-    for key in layout.keys():
+    for key in layout.metadata():
         if key.size is not None:
             _check_equal(fields, key.name, getattr(architecture, key.size))
         required[key.name] = key.type
@@ -116,7 +116,7 @@ def _check_metadata(fields: Mapping[str, Any], layout: Layout, architecture: Arc
     for name, type_ in QUANTIZER_KEYS.items():
         if name in fields:
             _check_type(name, fields[name], type_)
-    for key in layout.keys():
+    for key in layout.metadata():
         if not fields[key.name] > 0:
             raise ValueError(f"{key.name} is {fields[key.name]!r}")
     known = {"general.architecture", *required, *QUANTIZER_KEYS}

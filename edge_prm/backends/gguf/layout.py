@@ -55,7 +55,7 @@ class Sizes(Protocol):
 class TensorSpec:
     """What a tensor is to the decoder, and its shape, outermost dimension first.
 
-    `role`: for example `embedding`, `q.weight` or `q_norm`. `layer`: None for a tensor outside the layers. An
+    `role`: for example `embedding`, `q_bias` or `q_norm`. `layer`: None for a tensor outside the layers. An
     `optional` tensor may be left out of a file.
     """
 
@@ -88,7 +88,7 @@ class Layout:
     interleaved_rope: bool = False
     rope_factors: bool = False
 
-    def keys(self) -> Iterator[Key]:
+    def metadata(self) -> Iterator[Key]:
         """Metadata keys of the model, in the order in which the exporter writes them."""
         for key in _KEYS:
             yield Key(f"{self.architecture}.{key.name}", key.type, key.size)
@@ -99,7 +99,7 @@ class Layout:
         """name -> tensor of a model whose output matrix is its embedding, in the order of the file."""
         tensors = {
             "token_embd.weight": TensorSpec("embedding", (sizes.vocabulary, sizes.hidden)),
-            "output_norm.weight": TensorSpec("norm", (sizes.hidden,)),
+            "output_norm.weight": TensorSpec("final_norm", (sizes.hidden,)),
         }
         if self.rope_factors:
             tensors["rope_freqs.weight"] = TensorSpec("rope_factors", (sizes.head_dim // 2,), optional=True)
@@ -112,18 +112,18 @@ class Layout:
         """(name, role, shape) of each tensor of a layer."""
         hidden, inner = sizes.hidden, sizes.intermediate
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        yield "attn_norm.weight", "input_norm", (hidden,)
-        yield "ffn_norm.weight", "post_attention_norm", (hidden,)
+        yield "attn_norm.weight", "attention_norm", (hidden,)
+        yield "ffn_norm.weight", "feed_forward_norm", (hidden,)
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield f"attn_{part}.weight", f"{part}.weight", (rows, hidden)
+            yield f"attn_{part}.weight", part, (rows, hidden)
             if self.qkv_bias:
-                yield f"attn_{part}.bias", f"{part}.bias", (rows,)
+                yield f"attn_{part}.bias", f"{part}_bias", (rows,)
             if self.qk_norm and part != "v":
                 yield f"attn_{part}_norm.weight", f"{part}_norm", (sizes.head_dim,)
-        yield "attn_output.weight", "o.weight", (hidden, queries)
-        yield "ffn_gate.weight", "gate.weight", (inner, hidden)
-        yield "ffn_up.weight", "up.weight", (inner, hidden)
-        yield "ffn_down.weight", "down.weight", (hidden, inner)
+        yield "attn_output.weight", "o", (hidden, queries)
+        yield "ffn_gate.weight", "gate", (inner, hidden)
+        yield "ffn_up.weight", "up", (inner, hidden)
+        yield "ffn_down.weight", "down", (hidden, inner)
 
 
 _KEYS = (
@@ -173,6 +173,7 @@ HEAD_KEYS: dict[str, type] = {
 QUANTIZER_KEYS: dict[str, type] = {"general.quantization_version": int, "general.file_type": int}
 """Keys that llama.cpp's quantizer adds."""
 
+MODEL_KEY, PRE_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 TOKENS, TOKEN_TYPES, MERGES, SCORES = (
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores")
 )
@@ -184,5 +185,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "none": (),
 }
 """Value of `tokenizer.ggml.model` -> its lists: byte-level BPE, SentencePiece, and a model without a vocabulary."""
-TOKEN_ID_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown"))
-VOCABULARY_FLAGS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
+BOS_KEY, EOS_KEY, UNKNOWN_KEY = (f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown"))
+TOKEN_ID_KEYS = (BOS_KEY, EOS_KEY, UNKNOWN_KEY)
+ADD_BOS_KEY, ADD_PREFIX_KEY = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"
+VOCABULARY_FLAGS = (ADD_BOS_KEY, ADD_PREFIX_KEY)

@@ -13,6 +13,8 @@ import numpy as np
 from edge_prm.backends.gguf.header import STRING, ListField, Reader
 from edge_prm.backends.gguf.layout import (
     MERGES,
+    MODEL_KEY,
+    PRE_KEY,
     PRE_TOKENIZERS,
     SCORES,
     TOKEN_ID_KEYS,
@@ -22,7 +24,6 @@ from edge_prm.backends.gguf.layout import (
     VOCABULARY_FLAGS,
 )
 
-MODEL_KEY, PRE_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _INT32, _FLOAT32 = 5, 6
 _ITEM_TYPES = {TOKENS: STRING, TOKEN_TYPES: _INT32, MERGES: STRING, SCORES: _FLOAT32}
 _LAST_TOKEN_TYPE = 6  # of llama.cpp's llama_token_type
@@ -51,8 +52,14 @@ def check_vocabulary(reader: Reader, fields: Mapping[str, Any], size: int) -> No
 
 
 def _check_keys(fields: Mapping[str, Any], model: str, size: int) -> None:
-    """ValueError for a key of no use to this tokenizer, and for the id of a special token that is no token."""
-    known = {MODEL_KEY, *VOCABULARIES[model], *TOKEN_ID_KEYS, *VOCABULARY_FLAGS, *([PRE_KEY] if model == "gpt2" else [])}
+    """ValueError for a key that this kind of tokenizer does not have, and for the id of a token that is not there."""
+    known = {
+        MODEL_KEY,
+        *VOCABULARIES[model],
+        *TOKEN_ID_KEYS,
+        *VOCABULARY_FLAGS,
+        *([PRE_KEY] if model == "gpt2" else []),
+    }
     for key, value in fields.items():
         if not key.startswith("tokenizer."):
             continue
