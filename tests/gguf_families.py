@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _train(words: Sequence[list[str]], count: int) -> tuple[list[str], list[tupl
     for _ in range(count):
         pairs: dict[str, int] = {}
         for word in words:
-            for first, second in zip(word, word[1:], strict=False):
+            for first, second in pairwise(word):
                 pairs[first + second] = pairs.get(first + second, 0) + 1
         if not pairs:
             break

@@ -6,7 +6,7 @@ is called, so a writer decides how many tensors are in memory at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +105,7 @@ def read_layer(source: TensorSource, index: int) -> LayerWeights:
     return LayerWeights(q, k, v, o, gate, up, down, norms)
 
 
-def concatenated(linears: list[Linear]) -> tuple[AnyFloat, AnyFloat | None]:
+def concatenated(linears: Sequence[Linear]) -> tuple[AnyFloat, AnyFloat | None]:
     """Weight and bias of linear layers with one input as one layer; the bias is None where they have none."""
     weight = np.concatenate([linear.weight() for linear in linears])
     biases = [bias for linear in linears if (bias := linear.bias()) is not None]

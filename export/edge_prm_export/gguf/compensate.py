@@ -20,7 +20,7 @@ from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.gguf.inspect import read_tensors
 from edge_prm_export.gguf.kquants import BYTES, SUPER_BLOCK, grid_of, put_integers
 from edge_prm_export.gguf.tensors import GgufTensors
-from edge_prm_export.quantize.gptq import Compensation
+from edge_prm_export.quantize.gptq import GPTQ
 
 
 def compensate(path: Path, decoder: TransformedDecoder, run: ReferenceRun) -> Iterator[int]:
@@ -33,7 +33,7 @@ def compensate(path: Path, decoder: TransformedDecoder, run: ReferenceRun) -> It
                 names = [name for name, spec in specs.items() if spec.layer == layer and spec.role in roles]
                 known = [name for name in names if infos[name].type in BYTES]
                 if known:
-                    gptq = Compensation(rows)
+                    gptq = GPTQ(rows)
                     for name in known:
                         _round_again(data, infos[name], tensors.value(specs[name]), gptq)
             yield layer
@@ -48,10 +48,10 @@ def _inputs(inputs: LayerInputs) -> Iterator[tuple[AnyFloat, tuple[str, ...]]]:
     yield inputs.down, ("down",)
 
 
-def _round_again(data: mmap.mmap, info: TensorInfo, weight: AnyFloat, gptq: Compensation) -> None:
+def _round_again(data: mmap.mmap, info: TensorInfo, weight: AnyFloat, gptq: GPTQ) -> None:
     (outputs, inputs), type_, offset = info
     length = outputs * inputs // SUPER_BLOCK * BYTES[type_]
     stored = np.frombuffer(data, np.uint8, length, offset).reshape(outputs, -1).copy()
-    integers = gptq.round_on(weight, grid_of(stored, type_))
+    integers = gptq.quantize_to_grid(weight, grid_of(stored, type_))
     put_integers(stored, type_, np.ascontiguousarray(integers.T))
     data[offset : offset + length] = stored.tobytes()
