@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import edge_prm
-from edge_prm.backends.gguf.llama_cpp import quieten
+from edge_prm.backends.gguf.llama_cpp import silence_log
 from edge_prm.backends.gguf.model import MODEL_NAME
 from edge_prm.errors import InputError, MissingExtraError
 from edge_prm_bench.speed.latency import READ_EVERY
@@ -67,7 +67,7 @@ def _steps(prm: edge_prm.PRM, tokens: int) -> list[str]:
 
 def _raw(llama_cpp: Any, path: Path, length: int, threads: int) -> Callable[[], None]:
     """One decode of random tokens in a context of their length."""
-    quieten()
+    silence_log()
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
     options = llama_cpp.llama_context_default_params()
     options.n_ctx = options.n_batch = length
