@@ -61,7 +61,7 @@ def test_the_bits_of_a_reward_do_not_depend_on_how_many_rows_are_read(kind: str)
 def test_large_outputs_are_0_or_1_without_a_warning(kind: str) -> None:
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         rewards = random_head(kind, scale=1e4).apply(hidden_states(20))
-    assert set(rewards.tolist()) == {0.0, 1.0}
+    assert set(rewards.tolist()) <= {0.0, 1.0}
 
 
 def test_a_last_layer_of_another_kind_is_refused() -> None:
