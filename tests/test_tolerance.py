@@ -26,6 +26,7 @@ pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip instal
 from edge_prm_export import export, recipes
 from edge_prm_export.calibration import golden
 from edge_prm_export.checkpoint.head import read_head
+from edge_prm_export.decoder.layers import LayerWeights
 
 INT8 = ["--reduce-range"] * REDUCED
 
@@ -106,11 +107,12 @@ def test_a_bundle_in_full_precision_outside_its_tolerance_is_a_wrong_graph(
 ) -> None:
     from edge_prm_export.onnx import decoder as to_onnx
 
-    class Wrong(to_onnx.DecoderWeights):
-        def attention_output(self, layer: int) -> np.ndarray:
-            return super().attention_output(layer) * np.float32(0.98)
+    class Wrong(to_onnx.TransformedDecoder):
+        def layer(self, index: int) -> LayerWeights:
+            layer = super().layer(index)
+            return replace(layer, o=layer.o.map(lambda weight: weight * np.float32(0.98)))
 
-    monkeypatch.setattr(to_onnx, "DecoderWeights", Wrong)
+    monkeypatch.setattr(to_onnx, "TransformedDecoder", Wrong)
     before = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
     target = own_bundle if force else tmp_path / "out"
     result = run("export", checkpoint_of("sigmoid"), "--fp32", "-o", target, *["--force"] * force)

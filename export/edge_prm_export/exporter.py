@@ -28,6 +28,7 @@ from edge_prm_export.calibration.texts import GOLDEN
 from edge_prm_export.checkpoint.conventions import Given
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
 from edge_prm_export.checkpoint.template import head_and_format
+from edge_prm_export.decoder.names import check_decoder
 from edge_prm_export.gguf import bundle as gguf_bundle
 from edge_prm_export.job import ExportJob, file_entry
 from edge_prm_export.onnx import decoder as to_onnx
@@ -95,8 +96,8 @@ def export(
     checkpoint = open_checkpoint(source, revision, native=gguf or exporter == "native")
     if exporter == "auto" and not gguf:
         backend = choose_backend(checkpoint)
-    if checkpoint.model_type == "qwen2":  # transformers too would leave out what it has no place for
-        checkpoint.check_decoder()
+    if has_family(checkpoint):  # transformers too would leave out tensors that it does not use
+        check_decoder(checkpoint)
     head, form = head_and_format(checkpoint, Given(format, separator, between, after_step, token_pair))
     check_space(target, needed_bytes(checkpoint, backend, recipes))
     with atomic_folder(target, replace=force) as folder:
@@ -113,6 +114,14 @@ def export(
     if manifest.fidelity is not None and not manifest.fidelity.within_tolerance:
         warnings.warn(f"{target}: {too_coarse(manifest, saturated(manifest))}", ToleranceWarning, stacklevel=2)
     return target
+
+
+def has_family(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's decoder is of a family that the native exporter knows."""
+    try:
+        return bool(checkpoint.spec)
+    except UnsupportedArchitectureError:
+        return False
 
 
 def choose_backend(checkpoint: Checkpoint) -> str:

@@ -18,7 +18,7 @@ from edge_prm.backends.gguf.header import read_tensors
 from edge_prm_export.decoder.reference import LayerInputs, ReferenceRun
 from edge_prm_export.decoder.weights import DecoderWeights
 from edge_prm_export.gguf.kquants import BYTES, SUPER, grid_of, put_integers
-from edge_prm_export.quantize.gptq import Compensation
+from edge_prm_export.quantize.gptq import GPTQ
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -33,11 +33,11 @@ def compensate(path: Path, weights: DecoderWeights, run: ReferenceRun) -> Iterat
                 known = {name: tensors[name] for name in names if tensors[name][1] in BYTES}
                 if not known:
                     continue
-                compensation = Compensation(rows)
+                compensation = GPTQ(rows)
                 for name, (shape, kind, offset) in known.items():
                     length = shape[0] * shape[1] // SUPER * BYTES[kind]
                     stored = np.frombuffer(data, np.uint8, length, offset).reshape(shape[0], -1).copy()
-                    integers = compensation.round_on(_weight(weights, layer, name), grid_of(stored, kind))
+                    integers = compensation.quantize_to_grid(_weight(weights, layer, name), grid_of(stored, kind))
                     put_integers(stored, kind, np.ascontiguousarray(integers.T))
                     data[offset : offset + length] = stored.tobytes()
             yield layer
