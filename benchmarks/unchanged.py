@@ -138,7 +138,13 @@ def compare(before: Path, after: Path, options: argparse.Namespace) -> dict[str,
         folder = Path(name)
         run_checkout(before, "write", folder, options)
         facts = {tree: run_checkout(tree, "work", folder, options) for tree in (before, after)}
-    document: dict[str, Any] = {"cases": len(facts[before]), "rewards": 0, "same": True, "differences": {}, "errors": {}}
+    document: dict[str, Any] = {
+        "cases": len(facts[before]),
+        "rewards": 0,
+        "same": True,
+        "differences": {},
+        "errors": {},
+    }
     for case, found in facts[before].items():
         different = differences(found, facts[after][case])
         document["rewards"] += sum(map(len, found.get("rewards", [])))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from command_line import edit_manifest, refused, run
+from edge_prm_bench.peers import read_peers
 from fake_backend import FakeModel
 
 import edge_prm
@@ -24,7 +25,6 @@ from edge_prm.manifest import MANIFEST_NAME, read_manifest
 from edge_prm.prm import PRM, load
 from edge_prm_bench import check_modules, scoring
 from edge_prm_bench.data import read_data
-from edge_prm_bench.peers import read_peers
 from edge_prm_bench.plan import make_plan
 from edge_prm_bench.reference.file import Provenance, ReferenceWriter, Row
 from edge_prm_bench.report import tables

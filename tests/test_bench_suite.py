@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import refused, run
+from edge_prm_bench.peers import read_peers
 
 from edge_prm.errors import InputError
 from edge_prm.prm import load
 from edge_prm_bench.demo import demo_pair
 from edge_prm_bench.engine import Engine
-from edge_prm_bench.peers import read_peers
 from edge_prm_bench.report import html as report
 from edge_prm_bench.report import tables
 from edge_prm_bench.results import Options, Results

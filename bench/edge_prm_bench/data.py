@@ -27,10 +27,10 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 class Trace:
     """A trajectory to be scored.
 
-    `problem`: candidates of one problem share it; any other trace is a problem of its own. `right`: for each step that
-    is scored, whether it and all steps before it are right; None where the row does not say. `first_wrong`: index of the
-    first wrong step, -1 for none, None without labels. `correct`: whether its final answer is right, and `answer`: that
-    answer, both for best of N. `unlabelled`: why labels of the row cannot be used, "" otherwise.
+    `problem`: shared by the candidates of one problem; any other trace is a problem of its own. `right`: for each
+    scored step, whether it and all steps before it are right; None where the row does not say. `first_wrong`: index
+    of the first wrong step, -1 for none, None without labels. `correct`: whether its final answer is right, and
+    `answer`: that answer, both for best of N. `unlabelled`: why labels of the row cannot be used, "" otherwise.
     """
 
     id: str

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from edge_prm.manifest import Manifest
 
-WEIGHT_BITS = {"fp32": 32, "f32": 32, "fp16": 16, "f16": 16, "bf16": 16}
-"""Bits of a weight by recipe; every other recipe has fewer."""
-FULL_BITS = 32
+_FULL_WEIGHTS = ("fp32", "f32")
 
 
 def has_full_weights(manifest: Manifest) -> bool:
     """Whether all weights are fp32."""
-    return WEIGHT_BITS.get(manifest.recipe.name, 0) >= FULL_BITS
+    return manifest.recipe.name in _FULL_WEIGHTS
 
 
-def rounds_cache(manifest: Manifest) -> bool:
-    """Whether the engine keeps keys and values in fp16; llama.cpp does, even where weights are F32."""
-    return manifest.backend == "gguf"
+def is_exact(manifest: Manifest) -> bool:
+    """Whether weights and KV cache are fp32; llama.cpp keeps the cache in fp16, even where weights are F32."""
+    return has_full_weights(manifest) and not can_use_gpu(manifest)
 
 
 def can_use_gpu(manifest: Manifest) -> bool:
@@ -25,6 +23,10 @@ def can_use_gpu(manifest: Manifest) -> bool:
 
 
 def multiplies_int8(manifest: Manifest) -> bool:
-    """Whether the linear layers are 8-bit matrix multiplications of ONNX Runtime, the device's limit of which is
-    measured."""
+    """Whether linear layers are 8-bit matrix multiplications of ONNX Runtime, as in the device's measured limit."""
     return manifest.recipe.name == "int8"
+
+
+def recipe_label(manifest: Manifest) -> str:
+    """The name of the recipe for tables, such as `int8 reduced`."""
+    return manifest.recipe.name + (" reduced" if manifest.recipe.reduce_range else "")

@@ -75,7 +75,7 @@ class Options:
     @classmethod
     def of(cls, **given: Any) -> Options:
         """Options from flat keywords, such as `data=` or `runs=`; TypeError for an unknown keyword."""
-        groups = {
+        groups: dict[str, Any] = {
             name: group(**{f.name: given.pop(f.name) for f in fields(group) if f.name in given})
             for name, group in (("input", Input), ("timed", Timed), ("scoring", Scoring))
         }
@@ -204,7 +204,9 @@ class Results:
     @property
     def measured(self) -> bool:
         """Whether there is any figure of this run."""
-        compared = self.fidelity.quantization or self.fidelity.capability or self.quality.steps or self.quality.best_of_n
+        compared = (
+            self.fidelity.quantization or self.fidelity.capability or self.quality.steps or self.quality.best_of_n
+        )
         return bool(compared) or any(bundle.speed is not None for bundle in self.bundles)
 
     def as_dict(self) -> dict[str, Any]:

@@ -148,8 +148,8 @@ def oracle_accuracy(correct: Sequence[bool], n: int) -> float:
 def vote_accuracy(answers: Sequence[str | None], correct: Sequence[bool], n: int) -> float:
     """Probability that the most frequent answer of a random subset of n is correct; NaN without answers.
 
-    Over all subsets up to MOST_SUBSETS of them, else over a fixed random choice of so many. Of answers with equally many
-    votes, each is taken with equal probability. A candidate without an answer has no vote.
+    Over all subsets up to MOST_SUBSETS of them, else over a fixed random choice of so many. Answers with equally many
+    votes are taken with equal probability. A candidate without an answer has no vote.
     """
     if all(answer is None for answer in answers):
         return float("nan")

@@ -61,8 +61,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """`flip_rate`: share of steps that are weak (below `threshold`) on one side only. `first_weak`: share of traces with
-    the same first weak step."""
+    """`flip_rate`: share of steps that are weak (below `threshold`) on one side only. `first_weak`: share of traces
+    with the same first weak step."""
 
     threshold: float
     flip_rate: Estimate

@@ -51,7 +51,7 @@ def ranks(values: Sequence[float] | Float64) -> Float64:
 
 
 def spearman(left: Sequence[float] | Float64, right: Sequence[float] | Float64) -> float:
-    """Spearman's rho, Pearson's correlation of the ranks; NaN for fewer than two pairs and when one side is constant."""
+    """Spearman's rho: Pearson's correlation of the ranks; NaN for fewer than two pairs or a constant side."""
     _equally_long(left, right)
     if len(left) < 2:
         return float("nan")
@@ -128,7 +128,8 @@ def bootstrap(
     """A statistic with its 95% percentile interval, by drawing whole groups (problems) with replacement.
 
     Steps of one problem are not independent, so they are drawn together. There is no interval with fewer than two
-    groups, or where the statistic is NaN on more than half of the resamples; NaN resamples are dropped. The seed is fixed. `statistic` is called `resamples + 1` times.
+    groups, or where the statistic is NaN on more than half of the resamples; NaN resamples are dropped. The seed is
+    fixed. `statistic` is called `resamples + 1` times.
     """
     value = statistic(groups)
     if len(groups) < 2:
