@@ -43,7 +43,9 @@ def rows_of(count: int, word: str, long: Sequence[int] = ()) -> list[dict[str, A
     return [
         {
             "problem": f"{PROBLEM} {word} {index}",
-            "steps": [f"{index} {word}", LONG if index in long else "4 + 6 = 10.", "The answer is 10."][: 2 + index % 2],
+            "steps": [f"{index} {word}", LONG if index in long else "4 + 6 = 10.", "The answer is 10."][
+                : 2 + index % 2
+            ],
             "label": -1 if index % 2 else 1,
         }
         for index in range(count)
