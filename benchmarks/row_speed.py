@@ -1,7 +1,7 @@
-"""What `edge-prm score` costs besides the model: `python -m edge_prm_bench.speed.row_speed BUNDLE`.
+"""What `edge-prm score` costs besides the model: `python benchmarks/row_speed.py BUNDLE`.
 
-Short rows are read, split, scored and turned into JSON as the command does it. Then the same rows are read and turned
-into JSON once more with the scores that are known by now, without the model. The last line is one JSON document.
+Short rows are read, split, scored and written as JSON, as the command does it. The same rows are then read and written
+as JSON again, with the known scores in place of the model. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations

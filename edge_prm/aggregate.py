@@ -45,11 +45,6 @@ def check_aggregate(name: str) -> str:
     return name
 
 
-def default_aggregate(head_kind: str, input_format: str = "raw") -> str:
-    """A sigmoid head's last reward on a raw text is of all of it; every other judge rates each step by itself."""
-    return "last" if head_kind == "sigmoid" and input_format == "raw" else "min"
-
-
 def check_early_stop(name: str) -> None:
     """InputError unless `name` is an aggregate that a step can only lower."""
     if name not in NON_INCREASING:

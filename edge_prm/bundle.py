@@ -2,8 +2,8 @@
 
 Small files are hashed at every load, big ones at the first use on a device and whenever asked (`edge-prm check`):
 hashing 1.6 GB takes a second or two, and an app that starts many times a day should not pay it each time. A stamp
-beside the manifest remembers what was hashed; it holds the file's change time, which no copy preserves, so a copied
-bundle is hashed anew.
+next to the manifest records what was hashed; it holds the file's change time, which no copy preserves, so a copied
+bundle is hashed again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Bundle:
+    """A bundle folder whose files are verified, and its manifest."""
+
     folder: Path
     manifest: Manifest
 
@@ -46,14 +48,14 @@ def open_bundle(
     for name, entry in manifest.files.items():
         file = folder / name
         try:
-            found = file.stat()
+            status = file.stat()
         except OSError:
             raise BundleIntegrityError(file, "the file is missing or cannot be read") from None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise BundleIntegrityError(file, "a folder or a device, where the manifest lists a file")
-        if found.st_size != entry.bytes:
-            raise BundleIntegrityError(file, f"truncated or edited: {found.st_size} bytes instead of {entry.bytes}")
-        stamp = _stamp(found, entry.sha256)
+        if status.st_size != entry.bytes:
+            raise BundleIntegrityError(file, f"truncated or edited: {status.st_size} bytes instead of {entry.bytes}")
+        stamp = _stamp(status, entry.sha256)
         if entry.bytes > SMALL_FILE_BYTES and stamps.get(name) == stamp:
             fresh[name] = stamp
             continue
@@ -103,6 +105,7 @@ def stamp_files(folder: Path, manifest: Manifest) -> None:
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal digits; `progress` is called with the bytes read since the last call."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -112,8 +115,8 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def _stamp(found: os.stat_result, sha256: str) -> list[object]:
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256]
+def _stamp(status: os.stat_result, sha256: str) -> list[object]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256]
 
 
 def _read_stamps(folder: Path) -> dict[str, list[object]]:
@@ -125,7 +128,7 @@ def _read_stamps(folder: Path) -> dict[str, list[object]]:
 
 
 def write_stamps(folder: Path, stamps: dict[str, list[object]]) -> None:
-    """Write the stamp whole or not at all. A read-only bundle keeps none: it is hashed at each load."""
+    """Write the stamp complete or not at all. A read-only bundle keeps none: it is hashed at each load."""
     temporary = folder / f"{STAMP_NAME}.{os.getpid()}"
     try:
         temporary.write_text(json.dumps(stamps), encoding="utf-8")

@@ -9,73 +9,103 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
+from edge_prm.backends import EngineOptions
 from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
-from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import BundleIntegrityError
-from edge_prm.manifest import Fidelity, Manifest
+from edge_prm.manifest import Fidelity, Golden, Manifest
 from edge_prm.prm import PRM
+from edge_prm.recipe import ENGINES
 from edge_prm.trajectory import Trajectory
 
 TRUSTED, DEVICE, RECIPE = "trusted", "device", "recipe"
-"""Verdicts: all is well; this device's kernels are at fault; the recipe is too coarse, on any device."""
+"""Verdicts: this device can be trusted; its kernels are at fault; the recipe is too coarse, on any device."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Absolute differences of golden rewards on this device.
+
+    `mean_difference` and `max_difference` are from full precision, `device_drift` is the largest one from the device
+    that exported the bundle. `incremental_difference`: max abs(incremental - full), of the steps of a trajectory pushed
+    into a session from the same trajectory scored in one run; 0 for the CPU's int8 bundles, whose bits are the same.
+    """
+
+    reward_count: int
+    mean_difference: float
+    max_difference: float
+    device_drift: float
+    incremental_difference: float
 
 
 @dataclass(frozen=True)
 class Check:
     """What a device gave for the golden trajectories.
 
-    Differences are of rewards, against full precision and (`drift`) against the device that exported the bundle.
-    `streamed`: largest difference of a reward step by step from one shot; the CPU's int8 bundles give the same bits.
-    `verdict` is one of `trusted`, `device` and `recipe`; `trusted` is whether it is the first.
+    `verdict` is one of `trusted`, `device` and `recipe`, and `sentence` says why, and what to do. `tolerance` is the
+    limit of `max_difference`.
     """
 
-    trusted: bool
     verdict: str
     sentence: str
-    rewards: int
-    mean_difference: float
-    max_difference: float
-    drift: float
+    measured: Measured
     tolerance: float
-    streamed: float
-
-
-@dataclass(frozen=True)
-class _Measured:
-    differences: list[float]
-    drift: float
-    streamed: float
 
     @property
-    def worst(self) -> float:
-        return max(self.differences)
+    def trusted(self) -> bool:
+        """Whether rewards of this bundle on this device can be relied on."""
+        return self.verdict == TRUSTED
+
+    @property
+    def reward_count(self) -> int:
+        """Number of golden rewards."""
+        return self.measured.reward_count
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean difference from full precision."""
+        return self.measured.mean_difference
+
+    @property
+    def max_difference(self) -> float:
+        """Largest difference from full precision."""
+        return self.measured.max_difference
+
+    @property
+    def device_drift(self) -> float:
+        """Largest difference from the device that exported the bundle."""
+        return self.measured.device_drift
+
+    @property
+    def incremental_difference(self) -> float:
+        """Largest difference between step by step and one run."""
+        return self.measured.incremental_difference
+
+    def as_dict(self) -> dict[str, object]:
+        """The check as JSON values."""
+        return {
+            "trusted": self.trusted,
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            **vars(self.measured),
+            "tolerance": self.tolerance,
+        }
 
 
-def check_bundle(
-    bundle: Bundle, threads: int | None = None, device: str = "auto", gpu_layers: int | None = None
-) -> Check:
+def check_bundle(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Check:  # noqa: B008 - frozen
     """Score the golden trajectories of a bundle whose files are verified already.
 
-    Raises BundleIntegrityError when there are none, or when the tokenizer gives other tokens than at export.
+    Raises BundleIntegrityError when there are none, or when the tokenizer gives other tokens than at export; what
+    `edge_prm.load` raises for a bad option.
     """
     manifest = bundle.manifest
     if not manifest.golden or manifest.fidelity is None:
         raise BundleIntegrityError(bundle.folder, "it carries no golden trajectories")
-    with PRM(bundle, threads=threads, device=device, gpu_layers=gpu_layers) as prm:
+    with PRM(bundle, options) as prm:
         measured = _measure(bundle, prm)
     verdict = _verdict(manifest, manifest.fidelity, measured)
-    return Check(
-        verdict == TRUSTED,
-        verdict,
-        _sentence(manifest, manifest.fidelity, measured, verdict),
-        len(measured.differences),
-        sum(measured.differences) / len(measured.differences),
-        measured.worst,
-        measured.drift,
-        manifest.fidelity.tolerance,
-        measured.streamed,
-    )
+    sentence = _sentence(manifest, manifest.fidelity, measured, verdict)
+    return Check(verdict, sentence, measured, manifest.fidelity.tolerance)
 
 
 def too_coarse(manifest: Manifest, clipped: bool | None = None) -> str:
@@ -86,97 +116,113 @@ def too_coarse(manifest: Manifest, clipped: bool | None = None) -> str:
     fidelity = manifest.fidelity
     assert fidelity is not None, "every export ends with golden trajectories"
     return (
-        f"its recipe, {manifest.recipe.name}, is too coarse for this checkpoint: of {fidelity.rewards} golden rewards "
-        f"one is {fidelity.max_difference:.4f} from full precision (limit {fidelity.tolerance:g}); "
+        f"its recipe, {manifest.recipe.name}, is too coarse for this checkpoint: of {fidelity.reward_count} golden "
+        f"rewards one is {fidelity.max_difference:.4f} from full precision (limit {fidelity.tolerance:g}); "
         f"{_finer(manifest, clipped)}"
     )
 
 
-def _measure(bundle: Bundle, prm: PRM) -> _Measured:
-    encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
+def _measure(bundle: Bundle, prm: PRM) -> Measured:
     differences: list[float] = []
-    drift = streamed = 0.0
+    drifts: list[float] = []
+    incremental: list[float] = []
     for golden in bundle.manifest.golden:
         steps = list(golden.steps)
-        if encoder.encode(Trajectory.of(golden.prompt, steps)).sha256() != golden.token_ids_sha256:
+        if prm.encode(Trajectory.of(golden.prompt, steps)).sha256() != golden.token_ids_sha256:
             raise BundleIntegrityError(bundle.folder, "its tokenizer gives other tokens here than at export")
         rewards = prm.score(golden.prompt, steps).rewards
-        differences += [abs(a - b) for a, b in zip(rewards, golden.reference_rewards, strict=True)]
-        drift = max([drift, *(abs(a - b) for a, b in zip(rewards, golden.bundle_rewards, strict=True))])
-        with prm.session(golden.prompt) as session:
-            for index, step in enumerate(steps):
-                session.push(step, last=index == len(steps) - 1)
-            streamed = max([streamed, *(abs(a - b) for a, b in zip(session.rewards, rewards, strict=True))])
-    return _Measured(differences, drift, streamed)
+        differences += _distances(rewards, golden.reference_rewards)
+        drifts += _distances(rewards, golden.bundle_rewards)
+        incremental += _distances(_pushed(prm, golden), rewards)
+    mean = sum(differences) / len(differences)
+    return Measured(len(differences), mean, max(differences), max(drifts), max(incremental))
 
 
-def _verdict(manifest: Manifest, fidelity: Fidelity, measured: _Measured) -> str:
+def _pushed(prm: PRM, golden: Golden) -> tuple[float, ...]:
+    """Rewards of a golden trajectory whose steps are pushed into a session."""
+    with prm.session(golden.prompt) as session:
+        for index, step in enumerate(golden.steps):
+            session.push(step, last=index == len(golden.steps) - 1)
+        return tuple(session.rewards)
+
+
+def _distances(left: tuple[float, ...], right: tuple[float, ...]) -> list[float]:
+    return [abs(a - b) for a, b in zip(left, right, strict=True)]
+
+
+def _verdict(manifest: Manifest, fidelity: Fidelity, measured: Measured) -> str:
     """The recipe is at fault where the exporting device was outside the tolerance as well, and this one agrees with it
     as closely as the tolerance asks; the exporting device's rewards are in the golden trajectories."""
-    if measured.streamed > fidelity.stream_tolerance:
+    if measured.incremental_difference > fidelity.incremental_tolerance:
         return DEVICE
-    if measured.worst <= fidelity.tolerance:
+    if measured.max_difference <= fidelity.tolerance:
         return TRUSTED
-    at_export = max(
-        abs(a - b)
-        for golden in manifest.golden
-        for a, b in zip(golden.bundle_rewards, golden.reference_rewards, strict=True)
-    )
-    return RECIPE if at_export > fidelity.tolerance and measured.drift <= fidelity.tolerance else DEVICE
+    at_export = max(max(_distances(golden.bundle_rewards, golden.reference_rewards)) for golden in manifest.golden)
+    too_far = at_export > fidelity.tolerance
+    return RECIPE if too_far and measured.device_drift <= fidelity.tolerance else DEVICE
 
 
-def _sentence(manifest: Manifest, fidelity: Fidelity, measured: _Measured, verdict: str) -> str:
-    place = f"{platform.machine() or 'this device'}"
-    rewards, worst, tolerance = len(measured.differences), measured.worst, fidelity.tolerance
+def _sentence(manifest: Manifest, fidelity: Fidelity, measured: Measured, verdict: str) -> str:
     clipped = saturated(manifest)
     if verdict == RECIPE:
-        agree = f"none is more than {measured.drift:.4f} from" if measured.drift else "none differs from"
-        innocent = "" if clipped else f", and the kernels of this device ({place}) are not the cause"
-        return (
-            f"The recipe of this bundle, {manifest.recipe.name}, is too coarse for its checkpoint{innocent}: of "
-            f"{rewards} golden rewards one is {worst:.4f} from full precision (limit {tolerance:g}), and {agree} what "
-            f"the exporting device gave; {_finer(manifest, clipped)}."
-        )
-    if worst > tolerance:
-        remedy = _finer(manifest, clipped) if clipped else "try another version of the engine"
-        return (
-            f"The kernels of this device ({place}) cannot be trusted with this bundle: of {rewards} golden rewards one "
-            f"is {worst:.4f} from full precision (limit {tolerance:g}), and one is {measured.drift:.4f} from what the "
-            f"exporting device gave; {remedy}."
-        )
+        return _recipe_sentence(manifest, measured, fidelity.tolerance, clipped)
+    if measured.max_difference > fidelity.tolerance:
+        return _device_sentence(manifest, measured, fidelity.tolerance, clipped)
+    place, incremental = _device(), measured.incremental_difference
     if verdict == DEVICE:
         return (
-            f"The kernels of this device ({place}) are accurate, and step by step a reward is {measured.streamed:.4f} "
-            f"from that in one shot (limit {fidelity.stream_tolerance:g}): rewards of one kind must not be compared "
-            "with the other's; try another version of the engine."
+            f"The kernels of this device ({place}) are accurate, and step by step a reward is {incremental:.4f} "
+            f"from that in one run (limit {fidelity.incremental_tolerance:g}): do not compare rewards that were scored "
+            "step by step with rewards that were scored in one run; try another version of the engine."
         )
-    pieces = f"within {measured.streamed:.4f}" if measured.streamed else "the same bits"
+    pieces = f"within {incremental:.4f}" if incremental else "the same bits"
     closer = "; its 8-bit kernels saturate, and a bundle exported with --reduce-range is closer" if clipped else ""
     return (
-        f"The kernels of this device ({place}) can be trusted: {rewards} golden rewards are within {worst:.4f} of full "
-        f"precision (limit {tolerance:g}), and {pieces} step by step as in one shot{closer}."
+        f"The kernels of this device ({place}) can be trusted: {measured.reward_count} golden rewards are within "
+        f"{measured.max_difference:.4f} of full precision (limit {fidelity.tolerance:g}), and {pieces} step by step as "
+        f"in one run{closer}."
     )
+
+
+def _recipe_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None) -> str:
+    drift = measured.device_drift
+    agree = f"none is more than {drift:.4f} from" if drift else "none differs from"
+    innocent = "" if clipped else f", and the kernels of this device ({_device()}) are not the cause"
+    return (
+        f"The recipe of this bundle, {manifest.recipe.name}, is too coarse for its checkpoint{innocent}: of "
+        f"{measured.reward_count} golden rewards one is {measured.max_difference:.4f} from full precision (limit "
+        f"{tolerance:g}), and {agree} what the exporting device gave; {_finer(manifest, clipped)}."
+    )
+
+
+def _device_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None) -> str:
+    remedy = _finer(manifest, clipped) if clipped else "try another version of the engine"
+    return (
+        f"The kernels of this device ({_device()}) cannot be trusted with this bundle: of {measured.reward_count} "
+        f"golden rewards one is {measured.max_difference:.4f} from full precision (limit {tolerance:g}), and one is "
+        f"{measured.device_drift:.4f} from what the exporting device gave; {remedy}."
+    )
+
+
+def _device() -> str:
+    return platform.machine() or "this device"
 
 
 def saturated(manifest: Manifest) -> bool | None:
     """Whether this device's 8-bit kernels saturate with a bundle's weights; None where that is not known."""
-    recipe = manifest.recipe
-    return saturates() if recipe.name == "int8" and not recipe.reduce_range else False
+    return saturates() if manifest.recipe.saturates else False
 
 
 def _finer(manifest: Manifest, clipped: bool | None) -> str:
     """What to do about a recipe that is too coarse; `clipped`: see `saturated`, None for another device than this."""
-    name, backend = manifest.recipe.name, manifest.backend
-    if backend == "gguf":
-        finer = {
-            **dict.fromkeys(("f32", "f16"), "as ONNX, with --fp32"),
-            **dict.fromkeys(("bf16", "q8_0"), "with a finer recipe: --gguf --fp16 or --fp32"),
-        }
-        return f"export the checkpoint {finer.get(name, 'with a finer recipe: --gguf, --gguf --fp16 or --fp32')}"
-    finer_onnx = "a finer recipe: --fp32" if backend == "optimum" else "a finer recipe: --gguf --fp16 or --fp32"
+    recipe = manifest.recipe
+    limit, engine = recipe.tolerances.full_precision, ENGINES.get(recipe.engine)
+    options = [option for tolerance, option in (engine.finer if engine else ()) if tolerance < limit]
+    finer = f"a finer recipe: {', '.join(options)}" if options else "full precision: as ONNX, with --fp32"
     if clipped:
-        return f"this device's 8-bit kernels saturate: export the checkpoint with --reduce-range, or with {finer_onnx}"
-    if manifest.recipe.reduce_range:
-        return f"export the checkpoint without --reduce-range, or with {finer_onnx}"
-    maybe = ", or with --reduce-range if the exporting device's 8-bit kernels saturate" if clipped is None else ""
-    return f"export the checkpoint with {finer_onnx}{maybe}"
+        return f"this device's 8-bit kernels saturate: export the checkpoint with --reduce-range, or with {finer}"
+    if recipe.reduce_range:
+        return f"export the checkpoint without --reduce-range, or with {finer}"
+    unknown = clipped is None and recipe.saturates
+    maybe = ", or with --reduce-range if the exporting device's 8-bit kernels saturate" if unknown else ""
+    return f"export the checkpoint with {finer}{maybe}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from edge_prm.arrays import Int64
 from edge_prm.errors import BundleIntegrityError, ContextLengthError, InputError
 from edge_prm.literal import open_literal
 from edge_prm.manifest import InputFormat, Manifest
@@ -30,11 +32,12 @@ class Encoded:
     `start`: index of the first token that holds text of the first step.
     """
 
-    ids: npt.NDArray[np.int64]
+    ids: Int64
     read_at: tuple[int, ...]
     start: int = 0
 
     def sha256(self) -> str:
+        """The hash of the ids, as the manifest keeps it for golden trajectories."""
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
 
 
@@ -56,7 +59,7 @@ class Encoder:
         return encoder
 
     def _open(self, tokenizer_file: Path, form: InputFormat, context_length: int, vocabulary: int) -> None:
-        # Blank lines of a raw text are the user's, and no piece of ours.
+        # The blank lines of a raw text are the user's, and not a piece of the format.
         pieces = (form.before, form.between, form.after, "" if form.format == "raw" else form.separator)
         self._literal = literal = open_literal(tokenizer_file, pieces, form.bos_id)
         self._tokenizer = literal.tokenizer
@@ -67,8 +70,6 @@ class Encoder:
         self._context_length = context_length
         before, between, after, separator = map(literal.named, pieces)
         self._named = replace(form, before=before, between=between, after=after, separator=separator)
-        self._first = [] if form.bos_id is None else [form.bos_id]
-        self._separator_ids = self._ids(separator) if form.format == "pieces" else []
 
     @property
     def separator_text(self) -> str | None:
@@ -92,37 +93,54 @@ class Encoder:
         checkpoint's chat template would rewrite, or that becomes a token which the format puts in by itself.
         """
         self._check_refused(trajectory)
+        pieces = list(walk(self._named, trajectory))
         if self._format.format == "pieces":
-            encoded = self._encode_pieces(trajectory)
+            encoded = self._encode_pieces(pieces)
         else:
-            encoded = self._encode_run(trajectory, known)
+            encoded = self._encode_text(Layout.of(pieces), known)
+        self._check_literal(encoded.ids, "".join(piece for piece in pieces if isinstance(piece, str)))
+        self._check_separators(encoded)
         if len(encoded.ids) > self._context_length:
             raise ContextLengthError(len(encoded.ids), self._context_length)
         return encoded
 
-    def _encode_run(self, trajectory: Trajectory, known: Encoded | None) -> Encoded:
-        """One text; a step is read at the token that holds the last character of its separator."""
-        text, begin, ends = compose(self._named, trajectory)
-        encoded = None if known is None else self._continued(text, ends, known)
-        if encoded is None:
-            ids, starts = self._tokens(text)
-            read_at = np.searchsorted(starts, ends, side="left") - 1 + len(self._first)
-            start = int(np.searchsorted(starts, begin, side="right")) - 1 + len(self._first)
-            encoded = Encoded(np.concatenate([np.array(self._first, np.int64), ids]), tuple(read_at.tolist()), start)
-        self._check_literal(encoded.ids, text)
-        return encoded
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> Encoded:
+        """Every piece is tokenized by itself, as TRL's PRMTrainer does."""
+        ids: list[int] = []
+        start, read_at = 0, []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif isinstance(piece, str):
+                ids += self._tokenizer.encode(piece, add_special_tokens=False).ids if piece else []
+            elif piece is Mark.READ:
+                read_at.append(len(ids) - 1)
+            else:
+                start = len(ids)
+        return Encoded(np.array(ids, dtype=np.int64), tuple(read_at), start)
 
-    def _continued(self, text: str, ends: Sequence[int], known: Encoded) -> Encoded | None:
-        """The ids of a text whose first steps are known; None where they are not those of the last step by itself.
+    def _encode_text(self, layout: Layout, known: Encoded | None) -> Encoded:
+        """The text is tokenized at once; a step is read at the token that holds the last character before its mark."""
+        encoded = None if known is None else self._continued(layout, known)
+        if encoded is not None:
+            return encoded
+        first = np.array(layout.first, dtype=np.int64)
+        ids, starts = self._tokens(layout.text)
+        read_at = np.searchsorted(starts, layout.ends, side="left") - 1 + len(first)
+        start = int(np.searchsorted(starts, layout.begin, side="right")) - 1 + len(first)
+        return Encoded(np.concatenate([first, ids]), tuple(read_at.tolist()), start)
 
-        Ids of a closed step do not depend on what follows it. Whether those of the next depend on what comes before is
-        found out at the last step that is known: it is tokenized again, without the text before it.
+    def _continued(self, layout: Layout, known: Encoded) -> Encoded | None:
+        """The ids of a text whose first steps are `known`; None where the text has to be tokenized from its start.
+
+        Ids of a closed step do not depend on what follows it. Whether those of the next step depend on what comes
+        before is tried on the last known step: it is tokenized again, without the text before it.
         """
-        count = len(known.read_at)
+        count, ends = len(known.read_at), layout.ends
         if count < 2:
             return None
         cut, base = ends[count - 2], known.read_at[-2] + 1
-        ids, starts = self._tokens(text[cut:])
+        ids, starts = self._tokens(layout.text[cut:])
         last = known.ids[base : known.read_at[-1] + 1]
         follows = starts[len(last) : len(last) + 1].tolist() == [ends[count - 1] - cut]
         if not follows or ids[: len(last)].tolist() != last.tolist():
@@ -130,26 +148,11 @@ class Encoder:
         new = np.searchsorted(starts + cut, ends[count:], side="left") - 1 + base
         return Encoded(np.concatenate([known.ids[:base], ids]), (*known.read_at, *new.tolist()), known.start)
 
-    def _tokens(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _tokens(self, text: str) -> tuple[Int64, Int64]:
         """Ids of a text, and the index of the character that each begins with."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.offsets))
         return np.array(encoding.ids, dtype=np.int64), starts
-
-    def _encode_pieces(self, trajectory: Trajectory) -> Encoded:
-        """As TRL's PRMTrainer tokenizes: prompt, then each step and the separator, every piece on its own."""
-        text = self._named.before + trajectory.prompt + self._named.between
-        ids = self._first + self._ids(text)
-        start, read_at = len(ids), []
-        for step in trajectory.steps:
-            ids += self._ids(step.text) + self._separator_ids
-            read_at.append(len(ids) - 1)
-        made = np.array(ids, dtype=np.int64)
-        self._check_literal(made, text + self._named.separator * len(trajectory.steps))
-        return Encoded(made, tuple(read_at), start)
-
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def _check_refused(self, trajectory: Trajectory) -> None:
         for marker in self._format.refused:
@@ -161,11 +164,11 @@ class Encoder:
                         "take it out, or score the part of the text without it"
                     )
 
-    def _check_literal(self, ids: npt.NDArray[np.int64], text: str) -> None:
+    def _check_literal(self, ids: Int64, text: str) -> None:
         """InputError when the text of the user became a token of the format by a way that no other name prevents."""
         for token, id_ in self._literal.ids.items():
             name = self._literal.names.get(token)
-            wanted = (text.count(name) if name else 0) + self._first.count(id_)
+            wanted = (text.count(name) if name else 0) + (self._format.bos_id == id_)
             found = int(np.count_nonzero(ids == id_))
             if found > wanted:
                 raise InputError(
@@ -175,30 +178,89 @@ class Encoder:
             if found < wanted:
                 raise InputError(f"the token {token!r} is not read where the format puts it, next to this text")
 
+    def _check_separators(self, encoded: Encoded) -> None:
+        """InputError when the separator shares a token with a step, where the checkpoint reads at one certain token."""
+        wanted = self._format.separator_id
+        if wanted is None:
+            return
+        for step, at in enumerate(encoded.read_at):
+            if encoded.ids[at] != wanted:
+                raise InputError(
+                    f"the separator {self._format.separator!r} after step {step} shares a token with the text next to "
+                    "it, and the checkpoint reads rewards at the separator's own token; let the next step begin with "
+                    "another kind of character, such as a number"
+                )
 
-def compose(form: InputFormat, trajectory: Trajectory) -> tuple[str, int, list[int]]:
-    """Return the text of a `raw`, `template` or `tagged` format, where in it the first step begins, and where each
-    step's separator ends."""
-    ends: list[int] = []
+
+class Mark(Enum):
+    """A place between two pieces of text: `START` is before the first step, `READ` follows the token that is read."""
+
+    START = "start"
+    READ = "read"
+
+
+Piece: TypeAlias = "str | int | Mark"
+"""Text, the id of a token, or a mark."""
+
+
+def walk(form: InputFormat, trajectory: Trajectory) -> Iterator[Piece]:
+    """Yield the pieces of a trajectory in their order, for every format: this is the only place that knows it."""
+    if form.bos_id is not None:
+        yield form.bos_id
+    prompt, steps = _texts(form, trajectory)
+    yield form.before + prompt + form.between
+    yield Mark.START
+    for index, (text, separator) in enumerate(steps):
+        yield form.after if index else ""
+        yield text
+        yield separator
+        yield Mark.READ
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The pieces of a trajectory as one text.
+
+    `first`: ids before the text. `begin`: index of the character at which the first step begins. `ends`: for each step,
+    the index after the character at which it is read.
+    """
+
+    first: tuple[int, ...]
+    text: str
+    begin: int
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pieces: Iterable[Piece]) -> Layout:
+        """Join the texts of pieces; ids may come before all text only."""
+        first: list[int] = []
+        texts: list[str] = []
+        places: dict[Mark, list[int]] = {mark: [] for mark in Mark}
+        length = 0
+        for piece in pieces:
+            if isinstance(piece, str):
+                texts.append(piece)
+                length += len(piece)
+            elif isinstance(piece, int):
+                first.append(piece)
+            else:
+                places[piece].append(length)
+        return cls(tuple(first), "".join(texts), places[Mark.START][0], tuple(places[Mark.READ]))
+
+
+def _texts(form: InputFormat, trajectory: Trajectory) -> tuple[str, list[tuple[str, str]]]:
+    """The prompt, and for each step its text and its separator: in a raw text, the separators of the user."""
     if form.format == "raw":
-        text = trajectory.prompt + trajectory.lead
-        begin = len(text)
-        for step in trajectory.steps:
-            text += step.text + step.separator
-            ends.append(len(text))
-        return text, begin, ends
+        return trajectory.prompt + trajectory.lead, [(step.text, step.separator) for step in trajectory.steps]
     prompt, steps = _trimmed(form, trajectory)
-    text = form.before + prompt + form.between
-    begin = len(text)
-    for index, bare in enumerate(steps):
-        text += (form.after if index else "") + bare + form.separator
-        ends.append(len(text))
-    return text, begin, ends
+    return prompt, [(text, form.separator) for text in steps]
 
 
 def _trimmed(form: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
     """Prompt and steps without the white space that the chat template takes off the messages that they are in."""
     prompt, steps = trajectory.prompt, [step.text for step in trajectory.steps]
+    if not form.trim_user and not form.trim_assistant:
+        return prompt, steps
     if form.format == "template":  # the prompt is a message, and all steps are another
         return trim(prompt, form.trim_user), [_trim_side(steps[0], form.trim_assistant, "left"), *steps[1:]]
     # each step is a message of the user; the first begins with the prompt

@@ -106,7 +106,8 @@ class HeadNotFoundError(CheckpointError):
     def __init__(self, source: object, looked_for: Sequence[str]) -> None:
         super().__init__(
             f"checkpoint {source} has no reward head (looked for {', '.join(looked_for)}); "
-            "without its head a PRM is only a language model: download the missing file beside config.json"
+            "without its head a PRM is only a language model: download the missing file into the checkpoint's folder, "
+            "or name the format of a judge that answers with a label token (--format)"
         )
 
 

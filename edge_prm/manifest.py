@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from edge_prm.aggregate import AGGREGATES
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
+from edge_prm.manifest_checks import TRIMS as TRIMS
+from edge_prm.manifest_checks import check_manifest
+from edge_prm.manifest_json import FORMAT_VERSION as FORMAT_VERSION
+from edge_prm.manifest_json import typed, upgraded
+from edge_prm.recipe import Recipe as Recipe
 
 MANIFEST_NAME = "edge_prm.json"
-FORMAT_VERSION = 2
-"""2: `input` has trim_user, trim_assistant, refused and dated, and `fidelity` more, which a reader of format 1 does not
-know. In format 1, `source.sha256` was over samples of the weights, and is no hash to compare with one of format 2."""
-HEAD_KINDS = ("sigmoid", "two_class", "token_class", "token_pair")
-INPUT_FORMATS = ("raw", "template", "pieces", "tagged")
-TRIMS = ("", *(f"{side}{what}" for side in ("left", "right", "both") for what in ("", "-newlines")))
-NEEDED_FILES = {
-    "onnx": ("tokenizer.json", "model.onnx", "model.onnx.data"),
-    "gguf": ("tokenizer.json", "model.gguf"),
-    "optimum": ("tokenizer.json", "model.onnx", "model.onnx.data"),
-}
-"""backend -> files that its bundles must list: a file that is not listed is never verified."""
 _WITHIN = "within_tolerance"
 
 
@@ -54,9 +45,9 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Head:
-    """`sigmoid` (one output), `two_class` (class 1 of two, MLP), `token_class` (class 1 of two, linear) or
-    `token_pair`: the probability of the first of two vocabulary `tokens` against the second."""
+class HeadSpec:
+    """A reward head without its weights: `kind` is a key of edge_prm.head.HEADS, and `tokens` are (good, bad) of a
+    `token_pair`, as they are written in the vocabulary."""
 
     kind: str
     default_aggregate: str = "last"
@@ -78,7 +69,7 @@ class InputFormat:
     that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps
     (assistant); of a `tagged` chat, each step is one of the user, and the first begins with the prompt. `refused`:
     strings that the chat template would rewrite; a text that holds one is an InputError. `dated`: the date of the
-    export, when the chat template writes the date.
+    export, when the chat template writes the date. `convention`: the name of the exporter's convention, or "custom".
     """
 
     format: str
@@ -92,6 +83,7 @@ class InputFormat:
     trim_assistant: str = ""
     refused: tuple[str, ...] = ()
     dated: str = ""
+    convention: str = ""
 
     @property
     def separator_text(self) -> str | None:
@@ -105,27 +97,19 @@ class InputFormat:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the weights are held; the name of a GGUF bundle's is its ggml type, small.
-
-    `reduce_range`: 7-bit weights, for processors that saturate in u8 x s8. `rotated`: of a GGUF, whether its residual
-    stream is rotated; the int8 recipe of ONNX always does it.
-    """
-
-    name: str
-    reduce_range: bool = False
-    rotated: bool = False
-
-
-@dataclass(frozen=True)
 class FileEntry:
+    """A file of a bundle: its SHA-256 in hexadecimal digits, and its size."""
+
     sha256: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A trajectory with its rewards: in full precision, and as the exporting device's kernels gave them."""
+    """A trajectory with the reward of each step: in full precision, and as the exporting device computed it.
+
+    `token_ids_sha256`: see `edge_prm.encode.Encoded.sha256`.
+    """
 
     prompt: str
     steps: tuple[str, ...]
@@ -136,17 +120,19 @@ class Golden:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Differences of reward between bundle and full precision over the golden trajectories, at export.
+    """Absolute differences of reward between bundle and full precision over the golden trajectories, at export.
 
-    A device's kernels are trusted up to `tolerance`, and up to `stream_tolerance` between step by step and one shot.
+    `reference` names what computed full precision, `reward_count` is the number of golden rewards. `tolerance` and
+    `incremental_tolerance` are the recipe's (see `edge_prm.recipe.Tolerances`): a device's kernels are trusted up to
+    them.
     """
 
     reference: str
-    rewards: int
+    reward_count: int
     mean_difference: float
     max_difference: float
     tolerance: float
-    stream_tolerance: float = 0.0
+    incremental_tolerance: float = 0.0
 
     @property
     def within_tolerance(self) -> bool:
@@ -158,29 +144,84 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    edge_prm_version: str
-    backend: str
+class Provenance:
+    """Where a bundle comes from: its checkpoint, and the edge-prm and the manifest format that wrote it."""
+
     source: Source
+    edge_prm_version: str
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a device's kernels are compared with: golden trajectories, and how far the export was from them."""
+
+    golden: tuple[Golden, ...] = ()
+    fidelity: Fidelity | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is: `edge_prm.json` in Python.
+
+    `context_length` is the longest text in tokens. `files` are those of the bundle by name, all of them in its folder.
+    In JSON the fields of `provenance` and `validation` are at the top level.
+    """
+
+    provenance: Provenance
     architecture: Architecture
-    head: Head
+    head: HeadSpec
     input: InputFormat
     context_length: int
     recipe: Recipe
     files: Mapping[str, FileEntry]
-    golden: tuple[Golden, ...]
-    fidelity: Fidelity | None = None
-    format_version: int = FORMAT_VERSION
+    validation: Validation = Validation()
+
+    @property
+    def source(self) -> Source:
+        """The checkpoint."""
+        return self.provenance.source
+
+    @property
+    def edge_prm_version(self) -> str:
+        """The version of edge-prm that wrote the bundle."""
+        return self.provenance.edge_prm_version
+
+    @property
+    def format_version(self) -> int:
+        """The version of the manifest's format in the file that was read."""
+        return self.provenance.format_version
+
+    @property
+    def golden(self) -> tuple[Golden, ...]:
+        """Golden trajectories; empty while an export has not scored them."""
+        return self.validation.golden
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """Differences over the golden trajectories at export; None where there are none."""
+        return self.validation.fidelity
+
+    @property
+    def backend(self) -> str:
+        """The engine that runs the bundle: a key of `edge_prm.recipe.ENGINES`."""
+        return self.recipe.engine
 
     def to_json(self) -> str:
-        data = {"format": "edge-prm", **asdict(self)}
+        """The text of `edge_prm.json`, in the current format."""
+        values = asdict(self)
+        provenance, validation = values.pop("provenance"), values.pop("validation")
         if self.fidelity is not None:
-            data["fidelity"][_WITHIN] = self.fidelity.within_tolerance
+            validation["fidelity"][_WITHIN] = self.fidelity.within_tolerance
+        data = {"format": "edge-prm", **provenance, **values, **validation, "format_version": FORMAT_VERSION}
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, place: object) -> Manifest:
-        """Parse a manifest; BundleVersionError when it is newer, BundleIntegrityError when it is anything else."""
+        """Parse a manifest of this format or an older one; `place` is what messages call it.
+
+        Raises BundleVersionError when it is newer, BundleIntegrityError when it is anything else.
+        """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -193,64 +234,40 @@ class Manifest:
         if version > FORMAT_VERSION:
             raise BundleVersionError(place, version, FORMAT_VERSION)
         try:
-            marked = data["fidelity"].pop(_WITHIN, None) if isinstance(data.get("fidelity"), dict) else None
-            manifest: Manifest = _typed(cls, data, "")
-            _check(manifest)
-            if manifest.fidelity is not None and marked not in (None, manifest.fidelity.within_tolerance):
-                raise ValueError(f"fidelity.{_WITHIN} {reprlib.repr(marked)}")
+            return _from_values(data, version)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleIntegrityError(place, f"damaged manifest ({type(error).__name__}: {error})") from None
-        return manifest
 
 
-def _typed(kind: Any, value: Any, place: str) -> Any:
-    """Return a JSON value as the type that a field declares; ValueError names the field when it is another."""
-    arguments = get_args(kind)
-    if type(None) in arguments:
-        return None if value is None else _typed(arguments[0], value, place)
-    if is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        known = {name: _typed(hints.get(name, Any), part, f"{place}{name}.") for name, part in value.items()}
-        return kind(**known)  # type: ignore[operator]  # a class, and TypeError for a field too many or too few
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_typed(arguments[0], item, f"{place}{index}.") for index, item in enumerate(value))
-    if get_origin(kind) is Mapping and isinstance(value, dict):
-        return {name: _typed(arguments[1], item, f"{place}{name}.") for name, item in value.items()}
-    right = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
-    if right or kind is Any:
-        return value
-    raise ValueError(f"{place.rstrip('.')} is {reprlib.repr(value)}")
+def _from_values(data: dict[str, Any], version: int) -> Manifest:
+    """JSON values as a checked Manifest; ValueError or TypeError for anything that no exporter writes."""
+    marked = data["fidelity"].pop(_WITHIN, None) if isinstance(data.get("fidelity"), dict) else None
+    values = _typed_fields(upgraded(data, version))
+    groups = {
+        name: group(**{field.name: values.pop(field.name) for field in fields(group) if field.name in values})
+        for name, group in _GROUPS.items()
+    }
+    manifest = Manifest(**groups, **values)
+    check_manifest(manifest)
+    if manifest.fidelity is not None and marked not in (None, manifest.fidelity.within_tolerance):
+        raise ValueError(f"fidelity.{_WITHIN} {reprlib.repr(marked)}")
+    return manifest
 
 
-def _check(manifest: Manifest) -> None:
-    """ValueError for a value of the right type that no exporter writes."""
-    architecture, form, head = manifest.architecture, manifest.input, manifest.head
-    for name in manifest.files:
-        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():  # not a file of the folder
-            raise ValueError(f"file name {name!r}")
-    if missing := [name for name in NEEDED_FILES.get(manifest.backend, ()) if name not in manifest.files]:
-        raise ValueError(f"files do not list {', '.join(missing)}")
-    sizes = {"context_length": manifest.context_length, **vars(architecture)}
-    del sizes["model_type"]
-    ids = [id_ for id_ in (form.separator_id, form.bos_id) if id_ is not None]
-    for name, value, right in (
-        ("head", head.kind, head.kind in HEAD_KINDS),
-        ("default_aggregate", head.default_aggregate, head.default_aggregate in AGGREGATES),
-        ("input format", form.format, form.format in INPUT_FORMATS),
-        ("separator_id", form.separator_id, form.format != "template" or form.separator_id is not None),
-        ("separator", form.separator, form.separator),
-        ("trim", (form.trim_user, form.trim_assistant), {form.trim_user, form.trim_assistant} <= {*TRIMS}),
-        ("refused", form.refused, all(form.refused)),
-        ("token ids", ids, all(0 <= id_ < architecture.vocabulary for id_ in ids)),
-        ("golden", manifest.golden, all(_equally_long(golden) for golden in manifest.golden)),
-        *((name, size, size > 0) for name, size in sizes.items()),
-    ):
-        if not right:
-            raise ValueError(f"{name} {reprlib.repr(value)}")
+_GROUPS: dict[str, Any] = {"provenance": Provenance, "validation": Validation}
+"""Fields of Manifest whose own fields are at the top level of the JSON."""
 
 
-def _equally_long(golden: Golden) -> bool:
-    return 0 < len(golden.steps) == len(golden.reference_rewards) == len(golden.bundle_rewards)
+def _typed_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """Each top-level value as the type that its field declares; every one of the JSON's must be there."""
+    declared = {
+        name: hint for kind in (Manifest, Provenance, Validation) for name, hint in get_type_hints(kind).items()
+    }
+    for name in _GROUPS:
+        del declared[name]
+    if missing := [name for name in declared if name not in data and name != "fidelity"]:
+        raise ValueError(f"no {', '.join(missing)}")
+    return {name: typed(declared.get(name, Any), value, f"{name}.") for name, value in data.items()}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -3,84 +3,88 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
-from edge_prm.aggregate import aggregate as aggregate_rewards
-from edge_prm.aggregate import check_aggregate, check_early_stop
-from edge_prm.backends import Model, load_model
+from edge_prm.aggregate import check_aggregate
+from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
+from edge_prm.idle import IdleScorer
+from edge_prm.judges import Judge
+from edge_prm.judges.discriminative import DiscriminativeJudge
 from edge_prm.manifest import Manifest
+from edge_prm.ranking import Candidate, RankOptions, listed, rank_candidates
 from edge_prm.score import Ranking, Score, made_score
-from edge_prm.session import PrefixScorer, Session
+from edge_prm.session import Session
 from edge_prm.split import shown, splitter
 from edge_prm.trajectory import Trajectory, check_prompt
 
 Steps = str | Sequence[str]
 
 ON_ERROR = ("raise", "return")
-IDLE_TOKENS = 4096
-"""A sequence that holds more than this is not kept for the next call: its KV cache would be hundreds of megabytes."""
 
 
 def load(
     path: str | os.PathLike[str],
     *,
     threads: int | None = None,
-    backend: str = "auto",
     device: str = "auto",
     gpu_layers: int | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> PRM:
     """Load a bundle folder written by `edge-prm export`.
 
     `threads`: threads of the engine, by default one per core that this process may use. `device`: `cpu`, `gpu` (GGUF
     bundles, where llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by
-    default. A forked child opens an ONNX bundle again at its first use; a GGUF bundle must be loaded in the child.
-    Raises BundleError when the bundle is missing, damaged or newer than this edge-prm, MissingExtraError when its
-    engine is not installed, InputError for a bad option.
+    default. `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
+
+    Takes about as long as reading the weights from disk, and memory for them. A forked child opens an ONNX bundle again
+    at its first use; a GGUF bundle must be loaded in the child. Raises BundleError when the bundle is missing, damaged
+    or newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option.
     """
-    bundle = open_bundle(path)
-    return PRM(bundle, threads=threads, backend=backend, device=device, gpu_layers=gpu_layers)
+    return PRM(open_bundle(path), EngineOptions(threads, device, gpu_layers, engine_options or {}))
 
 
 class PRM:
-    """A process reward model. Safe to use from several threads; scores are the same bits however they are asked for."""
+    """A process reward model. Safe to use from several threads; scores are the same bits in whatever order and pieces
+    they are computed.
+
+    `model`: an engine's loaded weights in place of those that the bundle's own engine would load with `options`; the
+    PRM closes it. So a test or another engine needs no more than the four members of `edge_prm.backends.Backend`.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
+        options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
         *,
-        threads: int | None = None,
-        backend: str = "auto",
-        device: str = "auto",
-        gpu_layers: int | None = None,
+        model: Model | None = None,
     ) -> None:
         self._bundle = bundle
         self.folder = bundle.folder
-        self.threads = threads
-        self._idle: PrefixScorer | None = None
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self.options = options
         pool = ThreadPoolExecutor(1)  # tokenizer and weights take their time on a core each
-        model: Future[Model] = pool.submit(load_model, bundle, backend, threads, device, gpu_layers)
+        load: Callable[[], Model] = (lambda: load_model(bundle, options)) if model is None else (lambda: model)
+        loading = pool.submit(load)
         try:
             self._encoder = Encoder(bundle.folder / TOKENIZER_NAME, bundle.manifest)
-            self.model = model.result()
+            self.model = loading.result()
         except BaseException:
-            model.add_done_callback(_close)  # now or, after an interrupt, when it is loaded
+            loading.add_done_callback(_close)  # now or, after an interrupt, when it is loaded
             raise
         finally:
             pool.shutdown(wait=False)  # an interrupt goes through at once
+        self._judge: Judge = DiscriminativeJudge(self._encoder, self.model, bundle.manifest.head.default_aggregate)
+        self._idle = IdleScorer(self._judge)
         self.model.spare = _weak(self.forget)
 
     @property
     def manifest(self) -> Manifest:
+        """What the bundle is, as data."""
         return self._bundle.manifest
 
     def __repr__(self) -> str:
@@ -108,8 +112,8 @@ class PRM:
         """
         name = self._aggregate(aggregate)
         trajectory = self._trajectory(prompt, steps, split)
-        encoded = self._encoder.encode(trajectory)
-        with self._scorer() as scorer:
+        encoded = self._judge.encode(trajectory)
+        with self._idle.lend() as scorer:
             before = scorer.computed
             rewards = scorer.rewards(encoded)
             return made_score(trajectory, encoded, rewards, name, scorer.computed - before)
@@ -156,12 +160,12 @@ class PRM:
     def _scores(
         self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str, split: str, on_error: str
     ) -> Iterator[Score | EdgePRMError]:
-        scorer = PrefixScorer(self.model.start())
+        scorer = self._judge.start()
         try:
             for index, item in enumerate(trajectories):
                 try:
                     trajectory = self._item(item, index, split)
-                    encoded = self._encoder.encode(trajectory)
+                    encoded = self._judge.encode(trajectory)
                     before = scorer.computed
                     rewards = scorer.rewards(encoded)
                 except (InputError, BackendError) as error:
@@ -201,9 +205,13 @@ class PRM:
         return self._encoder.special_at_end(text)
 
     def session(self, prompt: str) -> Session:
-        """Open a session for a trajectory that is still being written; use it in a `with` block or close it."""
+        """Open a session for a trajectory that is still being written; use it in a `with` block or close it.
+
+        It holds a KV cache of its own: 2 * layers * kv_heads * head_dim values for each token, of 4 bytes (ONNX) or 2
+        (GGUF). Raises InputError for a bad prompt, BackendError when the engine has no sequence left.
+        """
         check_prompt(prompt)
-        return Session(PrefixScorer(self.model.start()), self._encoder, prompt, self._aggregate(None))
+        return Session(self._judge.start(), self._encoder, prompt, self._aggregate(None))
 
     def rank(
         self,
@@ -213,59 +221,32 @@ class PRM:
         aggregate: str | None = None,
         split: str = "auto",
         early_stop: bool = False,
-        threshold: float | None = None,
+        prune_below: float | None = None,
     ) -> Ranking:
         """Score candidates for one prompt; the prompt is computed once, each candidate costs its own tokens only.
 
         A candidate is a list of steps, a completion that `split` divides, or a Trajectory with this prompt. One that
-        cannot be scored is None in the Ranking, with its error; the others are ranked. `early_stop`: give a candidate
-        up as soon as it cannot win any more; possible under the aggregates that a step can only lower (min, prod).
-        `threshold`: give a candidate up at its first step below it, under any aggregate.
+        cannot be scored is None in the Ranking, with its error; the others are ranked. `early_stop`: prune a candidate
+        as soon as it cannot win any more; possible under the aggregates that a step can only lower (min, prod).
+        `prune_below`: prune a candidate at its first step with a reward below it, under any aggregate.
 
-        Raises InputError for a bad prompt or option, and for candidates that are no list.
+        Raises InputError for a bad prompt or option, and for candidates that are no list; BackendError when the engine
+        fails on every candidate.
         """
-        name = self._aggregate(aggregate)
+        options = RankOptions(self._aggregate(aggregate), early_stop, prune_below)
         splitter(split)
-        if early_stop:
-            check_early_stop(name)
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold!r}; rewards lie between 0 and 1")
         check_prompt(prompt)
-        tried = [self._encode_candidate(prompt, steps, split, i) for i, steps in enumerate(_candidates(candidates))]
-        scored: list[Score | None] = []
-        errors: dict[int, EdgePRMError] = {}
-        stopped: list[int] = []
-        best: int | None = None
-        with self._scorer() as scorer:
-            before = scorer.computed
-            for index, candidate in enumerate(tried):
-                if isinstance(candidate, InputError):
-                    errors[index] = candidate
-                    scored.append(None)
-                    continue
-                trajectory, encoded = candidate
-                leader = None if best is None else scored[best]
-                to_beat = leader.score if early_stop and leader is not None else None
-                started = scorer.computed
-                try:
-                    read, given_up = _read(scorer, encoded, name, to_beat, threshold)
-                except BackendError as error:
-                    errors[index] = error
-                    scored.append(None)
-                    continue
-                scored.append(made_score(trajectory, encoded, read, name, scorer.computed - started))
-                if given_up:
-                    stopped.append(index)
-                elif leader is None or scored[index].score > leader.score:  # type: ignore[union-attr]
-                    best = index
-            if not any(scored) and any(isinstance(error, BackendError) for error in errors.values()):
-                raise next(error for error in errors.values() if isinstance(error, BackendError))
-            return Ranking(best, tuple(scored), errors, tuple(stopped), scorer.computed - before)
+        tried = [self._encode_candidate(prompt, steps, split, i) for i, steps in enumerate(listed(candidates))]
+        with self._idle.lend() as scorer:
+            return rank_candidates(scorer, tried, options)
+
+    def encode(self, trajectory: Trajectory) -> Encoded:
+        """The token ids of a trajectory, and where its steps are read; InputError or ContextLengthError."""
+        return self._judge.encode(trajectory)
 
     def close(self) -> None:
         """Free the weights. Open sessions can no longer be pushed to."""
-        with self._lock:
-            self._idle = None
+        self._idle.drop()
         self.model.close()
 
     def __enter__(self) -> PRM:
@@ -275,11 +256,9 @@ class PRM:
         self.close()
 
     def _aggregate(self, name: str | None) -> str:
-        return check_aggregate(name or self.manifest.head.default_aggregate)
+        return check_aggregate(name or self._judge.default_aggregate)
 
-    def _encode_candidate(
-        self, prompt: str, steps: Steps | Trajectory, split: str, index: int
-    ) -> tuple[Trajectory, Encoded] | InputError:
+    def _encode_candidate(self, prompt: str, steps: Steps | Trajectory, split: str, index: int) -> Candidate:
         """A candidate's trajectory and tokens, or why it has none."""
         place = f"candidate {index}"
         try:
@@ -288,45 +267,21 @@ class PRM:
             if isinstance(steps, Trajectory):
                 if steps.prompt != prompt:
                     raise InputError("its prompt is not the prompt of this ranking")
-                return steps, self._encoder.encode(steps)
+                return steps, self._judge.encode(steps)
             trajectory = self._trajectory(prompt, steps, split)
-            return trajectory, self._encoder.encode(trajectory)
+            return trajectory, self._judge.encode(trajectory)
         except ContextLengthError as error:
             return ContextLengthError(error.tokens, error.context_length, place)
         except InputError as error:
             return InputError(f"{place}: {error}")
 
-    @contextmanager
-    def _scorer(self) -> Iterator[PrefixScorer]:
-        """Lend the idle sequence, with the last text still in it, or a new one when another thread has it."""
-        if os.getpid() != self._process:  # in a forked child the lock may be held by a thread that is not there
-            self.model.start()  # an engine that cannot be used here says so
-            self._process, self._lock, self._idle = os.getpid(), threading.Lock(), None
-        with self._lock:
-            scorer, self._idle = self._idle, None
-        if scorer is None:
-            scorer = PrefixScorer(self.model.start())
-        lend_again = False
-        try:
-            yield scorer
-            lend_again = scorer.tokens <= IDLE_TOKENS  # after an error it is not lent again
-        finally:
-            if lend_again:
-                with self._lock:
-                    scorer, self._idle = self._idle, scorer  # that of another thread may have come back before
-            if scorer is not None:
-                scorer.close()
-
     def forget(self) -> None:
         """Free the KV cache that is kept for the next call, which then computes its text from the start."""
-        with self._lock:
-            scorer, self._idle = self._idle, None
-        if scorer is not None:
-            scorer.close()
+        self._idle.forget()
 
 
 def _close(loading: Future[Model]) -> None:
-    """Free a model that nobody takes."""
+    """Free a model whose PRM could not be made."""
     if loading.exception() is None:
         loading.result().close()
 
@@ -336,31 +291,7 @@ def _weak(method: Callable[[], None]) -> Callable[[], None]:
     reference = weakref.WeakMethod(method)
 
     def call() -> None:
-        if (found := reference()) is not None:
-            found()
+        if (bound := reference()) is not None:
+            bound()
 
     return call
-
-
-def _candidates(candidates: object) -> list[Steps | Trajectory]:
-    if hasattr(candidates, "tolist"):  # a numpy array of completions
-        candidates = candidates.tolist()
-    if isinstance(candidates, (str, bytes)) or not isinstance(candidates, Sequence) or not candidates:
-        raise InputError("candidates must be a list with at least one completion (a string, or a list of steps)")
-    return list(candidates)
-
-
-def _read(
-    scorer: PrefixScorer, candidate: Encoded, name: str, to_beat: float | None, threshold: float | None
-) -> tuple[list[float], bool]:
-    """Return a candidate's rewards and whether it was given up: below `threshold`, or unable to pass `to_beat`."""
-    if to_beat is None and threshold is None:
-        return scorer.rewards(candidate), False
-    read: list[float] = []
-    for reward in scorer.rewards_one_by_one(candidate):
-        read.append(reward)
-        if threshold is not None and reward < threshold:
-            return read, True
-        if to_beat is not None and aggregate_rewards(name, read) <= to_beat:
-            break
-    return read, len(read) < len(candidate.read_at)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from edge_prm.encode import Encoded
     from edge_prm.trajectory import Trajectory
 
-SCHEMA = 1
-"""Version of the JSON of `Score.as_dict` and `Ranking.as_dict`; a field that changes its meaning raises it."""
+SCHEMA = 2
+"""Version of the JSON of `Score.as_dict` and `Ranking.as_dict`; a field that changes its name or meaning raises it.
+2: `pruned` of a Ranking, which was `stopped`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Score:
     """Rewards of a trajectory.
 
     `score` is the aggregate of the rewards, by the way named in `aggregate`. `tokens` counts the tokens of the complete
-    text; `computed` counts those that had to be run through the model, which are fewer where a prefix was known.
+    text; `computed` counts those that were run through the model, which are fewer where a prefix was known.
     `cut_at` is the bundle's own separator where the completion held it and was cut there, else "".
     """
 
@@ -84,7 +85,7 @@ class Ranking:
     """Candidates of a prompt, in the order given.
 
     `candidates` holds a Score for each, None where one could not be scored; `errors` says why, by index. `best` is the
-    index of the highest score (the first of equals), None when no candidate was scored to its end. `stopped` holds the
+    index of the highest score (the first of equals), None when no candidate was scored to its end. `pruned` holds the
     indices of candidates that were pruned: their rewards are those of the steps read, and their score the aggregate of
     these. `computed` counts the tokens run through the model.
     """
@@ -92,7 +93,7 @@ class Ranking:
     best: int | None
     candidates: tuple[Score | None, ...]
     errors: Mapping[int, EdgePRMError]
-    stopped: tuple[int, ...]
+    pruned: tuple[int, ...]
     computed: int
 
     @property
@@ -119,7 +120,7 @@ class Ranking:
             "rewards": [None if rewards is None else list(rewards) for rewards in self.rewards],
             "candidates": [None if score is None else score.as_dict() for score in self.candidates],
             "errors": [{"candidate": index, "reason": str(error)} for index, error in sorted(self.errors.items())],
-            "stopped": list(self.stopped),
+            "pruned": list(self.pruned),
             "computed": self.computed,
         }
 

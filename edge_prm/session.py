@@ -1,77 +1,16 @@
-"""A trajectory that is still being written: push steps, branch, trim.
-
-`PrefixScorer` is what makes every way of asking cheap: it holds one sequence in a backend and computes only the tokens
-behind the longest common prefix with what it holds. Prompt and completion can share a token, so the prefix is one of
-token ids, never "the prompt's tokens".
-"""
+"""A trajectory that is still being written: push steps, branch, trim."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator
 from types import TracebackType
 
-import numpy as np
-
-from edge_prm.backends import Backend
 from edge_prm.encode import Encoded, Encoder
-from edge_prm.errors import BackendError, InputError
+from edge_prm.errors import InputError
+from edge_prm.judges import Scorer
 from edge_prm.score import Score, made_score
 from edge_prm.split import STEP_SEPARATOR, kinds_of
 from edge_prm.trajectory import Step, Trajectory, check_prompt, check_step
-
-
-class PrefixScorer:
-    """Rewards of encoded trajectories, one after the other, on one sequence. Not to be shared by threads."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._ids = np.empty(0, dtype=np.int64)
-        self._known: dict[int, float] = {}
-
-    @property
-    def computed(self) -> int:
-        return self._backend.computed
-
-    @property
-    def tokens(self) -> int:
-        """Tokens held for the next trajectory to begin with."""
-        return len(self._ids)
-
-    def rewards(self, encoded: Encoded) -> list[float]:
-        """Return the reward of each step; only what is not yet known is computed."""
-        common = _common_prefix(self._ids, encoded.ids)
-        self._known = {at: reward for at, reward in self._known.items() if at < common}
-        missing = [at for at in encoded.read_at if at not in self._known]
-        if missing:
-            self._compute(encoded, min(common, missing[0]), missing)
-        return [self._known[at] for at in encoded.read_at]
-
-    def rewards_one_by_one(self, encoded: Encoded) -> Iterator[float]:
-        """Yield each step's reward as soon as it is computed, so that the caller may stop in between."""
-        for at in encoded.read_at:
-            yield self.rewards(Encoded(encoded.ids[: at + 1], (at,)))[0]
-
-    def _compute(self, encoded: Encoded, start: int, missing: list[int]) -> None:
-        ids = encoded.ids[: missing[-1] + 1]  # nothing is read behind the last position
-        self._ids = self._ids[:start]  # if the engine fails half-way, no more than this is relied on
-        self._backend.trim(start)
-        for at, reward in zip(missing, self._backend.extend(ids[start:], [at - start for at in missing]), strict=True):
-            if not math.isfinite(reward):
-                raise BackendError(f"the reward at token {at} is {reward}; verify the bundle with `edge-prm check`")
-            self._known[at] = float(reward)
-        self._ids = ids
-
-    def branch(self) -> PrefixScorer:
-        other = PrefixScorer(self._backend.branch())
-        other._ids, other._known = self._ids, dict(self._known)
-        return other
-
-    def close(self) -> None:
-        self._backend.close()
-        self._ids = self._ids[:0]
-        self._known = {}
 
 
 class Session:
@@ -80,7 +19,7 @@ class Session:
     The rewards are bit for bit those that `PRM.score` gives for the same steps.
     """
 
-    def __init__(self, scorer: PrefixScorer, encoder: Encoder, prompt: str, default_aggregate: str) -> None:
+    def __init__(self, scorer: Scorer, encoder: Encoder, prompt: str, default_aggregate: str) -> None:
         self._scorer = scorer
         self._encoder = encoder
         self._prompt = check_prompt(prompt)
@@ -94,10 +33,12 @@ class Session:
 
     @property
     def prompt(self) -> str:
+        """The prompt, as it was given."""
         return self._prompt
 
     @property
     def steps(self) -> tuple[str, ...]:
+        """The text of each step pushed so far."""
         return tuple(step.text for step in self._steps)
 
     @property
@@ -119,7 +60,7 @@ class Session:
         """Append a step and return its reward; only the new tokens are computed.
 
         A step is read at the separator that closes it; `last=True` says that no other step follows, so that it is read
-        at its own last token, as the last step of `PRM.score` is. Raises InputError for an empty step or a push behind
+        at its own last token, as the last step of `PRM.score` is. Raises InputError for an empty step or a push after
         the last step, ContextLengthError when the text outgrows the context; the session then stays as it was.
         """
         with self._lock:
@@ -184,9 +125,3 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _common_prefix(left: np.ndarray, right: np.ndarray) -> int:
-    length = min(len(left), len(right))
-    differ = np.flatnonzero(left[:length] != right[:length])
-    return int(differ[0]) if len(differ) else length

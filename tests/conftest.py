@@ -16,8 +16,19 @@ from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoder
-from edge_prm.manifest import NEEDED_FILES, Architecture, FileEntry, Head, InputFormat, Manifest, Recipe, Source
+from edge_prm.manifest import (
+    Architecture,
+    FileEntry,
+    HeadSpec,
+    InputFormat,
+    Manifest,
+    Provenance,
+    Source,
+    Validation,
+)
 from edge_prm.prm import PRM
+from edge_prm.recipe import ENGINES
+from edge_prm.recipe import RECIPES as ALL_RECIPES
 from edge_prm.trajectory import Trajectory
 
 settings.register_profile("edge_prm", deadline=None, max_examples=60, derandomize=True)
@@ -110,19 +121,18 @@ def manifest_for(tokenizer_file: Path) -> ManifestFor:
         }
         kinds = {"raw": "sigmoid", "template": "two_class", "pieces": "token_class"}
         fields: dict[str, object] = {
-            "edge_prm_version": "0.0.0",
-            "backend": "onnx",
-            "source": Source("tiny", None, "0" * 64),
+            "provenance": Provenance(Source("tiny", None, "0" * 64), "0.0.0"),
             "architecture": Architecture(
                 "qwen2", 2, 64, 4, 2, 16, tokenizer.get_vocab_size(with_added_tokens=True), 128
             ),
-            "head": Head(kinds[form], "last" if form == "raw" else "min"),
+            "head": HeadSpec(kinds[form], "last" if form == "raw" else "min"),
             "input": inputs[form],
             "context_length": context_length,
-            "recipe": Recipe("fp32"),
-            "files": {name: FileEntry("0" * 64, 1) for name in NEEDED_FILES["onnx"]},
-            "golden": (),
+            "recipe": ALL_RECIPES["onnx", "fp32"],
+            "files": {name: FileEntry("0" * 64, 1) for name in ENGINES["onnx"].files},
         }
+        if validation := {name: changes.pop(name) for name in ("golden", "fidelity") if name in changes}:
+            fields["validation"] = Validation(**validation)  # type: ignore[arg-type]
         return Manifest(**(fields | changes))  # type: ignore[arg-type]
 
     return make
@@ -134,12 +144,9 @@ def fake() -> FakeModel:
 
 
 @pytest.fixture
-def prm(
-    fake: FakeModel, tokenizer_file: Path, manifest_for: ManifestFor, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[PRM]:
+def prm(fake: FakeModel, tokenizer_file: Path, manifest_for: ManifestFor) -> Iterator[PRM]:
     """A PRM with the tiny tokenizer, raw input and the fake backend."""
-    monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
-    with PRM(Bundle(tokenizer_file.parent, manifest_for())) as opened:
+    with PRM(Bundle(tokenizer_file.parent, manifest_for()), model=fake) as opened:
         yield opened
 
 

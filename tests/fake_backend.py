@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ class FakeModel:
         self.not_a_number = False
         self.started: list[FakeBackend] = []
         self.closed = False
+        self.spare: Callable[[], None] | None = None
 
     def start(self) -> FakeBackend:
         backend = FakeBackend(self)

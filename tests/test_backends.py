@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend, FakeModel, reward_of
+from fake_backend import FakeModel, reward_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_prm.backends import DEVICES, MODULES, Backend, Model, load_model
-from edge_prm.backends.gguf.model import GgufBackend
+from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.backends.onnx.native import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
-from edge_prm.backends.onnx.traced import OptimumBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
+from edge_prm.prm import load
 
 LENGTH = 70
 IDS = np.random.default_rng(5).integers(0, 400, LENGTH)
@@ -42,9 +42,8 @@ def model(name: str, request: pytest.FixtureRequest) -> Iterator[Model]:
         yield FakeModel()
         return
     bundle_of: Callable[..., Path] = request.getfixturevalue("bundle_of")
-    loaded = load_model(
-        open_bundle(bundle_of("sigmoid", name if name.startswith("optimum") else name.split("-")[1])), "auto", 1, "auto"
-    )
+    folder = bundle_of("sigmoid", name if name.startswith("optimum") else name.split("-")[1])
+    loaded = load_model(open_bundle(folder), EngineOptions(threads=1))
     yield loaded
     loaded.close()
 
@@ -150,7 +149,7 @@ def test_rewards_spread(model: Model, whole: np.ndarray) -> None:
 
 
 def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
-    loaded = load_model(open_bundle(bundle_of()), "onnx", None, "cpu")
+    loaded = load_model(open_bundle(bundle_of()), EngineOptions(device="cpu"))
     backend = loaded.start()
     loaded.close()
     with pytest.raises(BackendError, match="closed"):
@@ -160,27 +159,55 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("vulkan", None, "auto"), "backend 'vulkan' is not known"),
-        (("auto", None, "tpu"), "device 'tpu'"),
-        *((("auto", threads, "auto"), f"threads is {threads!r}") for threads in (0, -1, 1.5, "2", True)),
+        ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, gpu"),
+        ({"device": "gpu"}, "is an ONNX bundle"),
+        *(({"threads": threads}, f"threads is {threads!r}") for threads in (0, -1, 1.5, "2", True)),
+        *(({"gpu_layers": layers}, f"gpu_layers is {layers!r}") for layers in (-1, 1.5, "2", True)),
+        ({"gpu_layers": 3}, "is an ONNX bundle"),
+        ({"options": 3}, "engine options are 3"),
+        ({"options": {"n_ctx": 5}}, "ONNX Runtime has no option 'n_ctx'; it has enable_cpu_mem_arena, "),
+        ({"options": {"add_session_config_entry": 5}}, "ONNX Runtime has no option 'add_session_config_entry'"),
+        ({"options": {"inter_op_num_threads": "many"}}, "does not take 'many' for option 'inter_op_num_threads'"),
+        ({"options": {"sessoin.x": "1"}}, "no option 'sessoin.x'; session config entries begin with session."),
     ],
 )
-def test_a_bad_option_is_named(bundle_of: Callable[..., Path], options: tuple, said: str) -> None:
+def test_a_bad_option_is_named(bundle_of: Callable[..., Path], options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        load_model(open_bundle(bundle_of()), *options)
+        load_model(open_bundle(bundle_of()), EngineOptions(**options))
     assert said in str(caught.value)
 
 
-def test_every_backend_and_device_has_a_name() -> None:
-    assert "auto" not in MODULES
-    assert "auto" in DEVICES
+def test_options_of_onnx_runtime_pass_through(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
+    prefix = str(tmp_path / "profile")
+    options = {"enable_profiling": True, "profile_file_prefix": prefix, "session.intra_op.allow_spinning": 0}
+    with load(bundle_of(), threads=1, engine_options=options) as prm:
+        prm.score("Q", ["a", "b"])
+        prm.model._session.engine.end_profiling()  # type: ignore[attr-defined]
+    assert [path.name.startswith("profile") for path in tmp_path.iterdir()] == [True]
 
 
-def test_every_backend_has_the_members_of_the_contract() -> None:
-    names = {name for name in vars(Backend) if not name.startswith("_")}
-    assert {"offset", "extend", "trim", "close", "branch"} <= names
-    for kind in (FakeBackend, OnnxBackend, GgufBackend, OptimumBackend):
-        assert names <= set(dir(kind))
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n_ctx": 5}, "llama.cpp has no option 'n_ctx'"),
+        ({"flash": 1}, "llama.cpp has no option 'flash'"),
+        ({"type_k": "f32"}, "llama.cpp does not take 'f32' for option 'type_k'"),
+    ],
+)
+def test_a_bad_option_of_llama_cpp_is_named(bundle_of: Callable[..., Path], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(bundle_of("sigmoid", "f32"), engine_options=options)
+
+
+def test_options_of_llama_cpp_pass_through(bundle_of: Callable[..., Path]) -> None:
+    """A KV cache in fp32 gives other bits than one in fp16, and close rewards."""
+    folder = bundle_of("sigmoid", "f32")
+    rewards = []
+    for options in ({}, {"type_k": 0, "type_v": 0}):
+        with load(folder, threads=1, device="cpu", engine_options=options) as prm:
+            rewards.append(prm.score("What is 2 + 2?", ["Two and two is four.", "So 4."]).rewards)
+    assert rewards[0] != rewards[1]
+    assert rewards[0] == pytest.approx(rewards[1], abs=TOLERANCES["gguf-f32"])
 
 
 # the CPU engine's handling of pieces, with the engine left out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from command_line import edit_manifest, refused, run
 
 import edge_prm
 from edge_prm.errors import InputError
+from edge_prm.recipe import RECIPES
 from edge_prm_bench.scorers import as_json, reference_scorer
 
 needs("onnxruntime", "onnx", "tabulate")
@@ -114,7 +117,7 @@ def test_references_of_one_name_are_distinguished_by_their_path(
 
 
 @pytest.mark.parametrize(
-    ("backend", "recipe", "name", "rounding"),
+    ("engine", "recipe", "name", "rounding"),
     [
         ("gguf", "f32", "tiny-sigmoid fp32, gguf, KV cache in fp16", 1),
         ("optimum", "fp32", "tiny-sigmoid fp32, optimum", 0),
@@ -125,10 +128,10 @@ def test_references_of_one_name_are_distinguished_by_their_path(
     ],
 )
 def test_a_reference_bundle_has_unrounded_weights(
-    own_bundle: Path, backend: str, recipe: str, name: str | None, rounding: int | None
+    own_bundle: Path, engine: str, recipe: str, name: str | None, rounding: int | None
 ) -> None:
     def change(fields: dict[str, Any]) -> None:
-        fields["backend"], fields["recipe"]["name"] = backend, recipe
+        fields["recipe"] = json.loads(json.dumps(asdict(RECIPES[engine, recipe])))
         fields["files"]["model.gguf"] = fields["files"]["model.onnx"]
 
     edit_manifest(own_bundle, change)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
-from edge_prm_export.gguf.kquants import BYTES, Q4_K, Q6_K, SUPER, grid_of, put_integers
-from edge_prm_export.quantize.gptq import Compensation
+from edge_prm_export.gguf.kquants import BYTES, Q4_K, Q6_K, SUPER_BLOCK, grid_of, put_integers
+from edge_prm_export.quantize.gptq import GPTQ
 from edge_prm_export.quantize.grid import Grid
 
 REASON = 'the other reader of these blocks is gguf: pip install "edge-prm[export]"'
@@ -21,7 +21,7 @@ NAMES = {Q4_K: "Q4_K", Q6_K: "Q6_K"}
 
 def values_of(grid: Grid, integers: np.ndarray) -> np.ndarray:
     """[out, in] of integers `[out, in]`."""
-    return (integers.T * grid.scales.repeat(grid.run, axis=0) + grid.lows.repeat(grid.run, axis=0)).T
+    return (integers.T * grid.scales.repeat(grid.group_size, axis=0) + grid.minimums.repeat(grid.group_size, axis=0)).T
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from([Q4_K, Q6_K]), outputs=st.integers(1, 5))
@@ -33,13 +33,13 @@ def test_integers_on_a_grid_are_what_gguf_reads(seed: int, kind: int, outputs: i
     place = slice(0, 4) if kind == Q4_K else slice(208, 210)
     data.reshape(outputs, 3, -1)[..., place] = scales[..., : place.stop - place.start]
     grid = grid_of(data, kind)
-    integers = rng.integers(0, grid.most + 1, (outputs, 3 * SUPER)).astype(np.uint8)
+    integers = rng.integers(0, grid.q_max + 1, (outputs, 3 * SUPER_BLOCK)).astype(np.uint8)
     put_integers(data, kind, integers)
     read = gguf.dequantize(data, gguf.GGMLQuantizationType[NAMES[kind]])
     assert np.allclose(read, values_of(grid, integers), rtol=1e-6, atol=1e-6)
     after = grid_of(data, kind)
     assert np.array_equal(after.scales, grid.scales)
-    assert np.array_equal(after.lows, grid.lows)
+    assert np.array_equal(after.minimums, grid.minimums)
 
 
 def test_compensation_lowers_the_error_of_the_product() -> None:
@@ -50,8 +50,8 @@ def test_compensation_lowers_the_error_of_the_product() -> None:
     runs = weight.reshape(48, 4, 32)
     low, high = runs.min(axis=2), runs.max(axis=2)
     grid = Grid(((high - low) / 15).T.copy(), low.T.copy(), 32, 15)
-    nearest = np.rint((weight.T - grid.lows.repeat(32, 0)) / grid.scales.repeat(32, 0)).clip(0, 15)
-    found = Compensation(rows).round_on(weight, grid)
+    nearest = np.rint((weight.T - grid.minimums.repeat(32, 0)) / grid.scales.repeat(32, 0)).clip(0, 15)
+    found = GPTQ(rows).quantize_to_grid(weight, grid)
     assert found.max() <= 15
     errors = [np.linalg.norm(rows @ (values_of(grid, integers.T) - weight).T) for integers in (nearest, found)]
     assert errors[1] < 0.7 * errors[0]
@@ -60,7 +60,7 @@ def test_compensation_lowers_the_error_of_the_product() -> None:
 def test_a_run_of_zeros_stays_zero() -> None:
     grid = Grid(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), 32, 15)
     rows = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
-    assert (Compensation(rows).round_on(np.zeros((3, 64), np.float32), grid) == 0).all()
+    assert (GPTQ(rows).quantize_to_grid(np.zeros((3, 64), np.float32), grid) == 0).all()
 
 
 def test_a_bundle_in_few_bits_is_closer_for_it(

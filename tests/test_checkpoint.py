@@ -25,6 +25,7 @@ from edge_prm.errors import (
     UnsupportedArchitectureError,
 )
 from edge_prm_export.checkpoint.files import open_checkpoint
+from edge_prm_export.decoder.names import check_decoder
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
@@ -105,7 +106,7 @@ def test_integers_are_no_weights_when_they_are_read(write: Callable) -> None:
     with pytest.raises(CheckpointError, match=said):
         checkpoint.tensor(NORM, 64)
     with pytest.raises(CheckpointError, match=said):
-        checkpoint.check_decoder()
+        check_decoder(checkpoint)
 
 
 @pytest.mark.parametrize("dtype", ["I64", "F8_E4M3", "F4_OF_TOMORROW"])
@@ -119,7 +120,7 @@ def test_a_tensor_that_nobody_needs_may_have_any_dtype(write: Callable, dtype: s
         json.dumps({"weight_map": tensors | {"position_ids": "extra.safetensors"}})
     )
     checkpoint = opened(folder)
-    checkpoint.check_decoder()
+    check_decoder(checkpoint)
     assert checkpoint.shape("position_ids") == (8,)
     with pytest.raises(CheckpointError, match=f"has dtype {dtype}"):
         checkpoint.tensor("position_ids")
@@ -238,7 +239,7 @@ def test_rope_theta_of_newer_configs_is_read(write: Callable) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "gemma"}, "model_type 'gemma'"),
         ({"model_type": KeyError}, "model_type None"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
         ({"rope_parameters": "yarn"}, "yarn"),

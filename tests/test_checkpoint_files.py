@@ -17,6 +17,7 @@ from tiny import opened, set_config, write_checkpoint, write_safetensors
 from edge_prm.checkpoint_files import checkpoint_files, checkpoint_sha256, reading
 from edge_prm.errors import CheckpointError, CheckpointNotFoundError
 from edge_prm_export.checkpoint.safetensors_file import read_header
+from edge_prm_export.decoder.names import check_decoder
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
@@ -93,7 +94,7 @@ def test_a_decoder_that_was_saved_by_itself_is_read(tmp_path: Path, tokenizer_fi
     bare = Path(shutil.copytree(whole, tmp_path / "bare"))
     tensors = tensors_of(whole)
     write_safetensors(bare / "model.safetensors", {n.removeprefix("model."): v for n, v in tensors.items()})
-    opened(bare).check_decoder()
+    check_decoder(opened(bare))
     found = tensors_of(bare)
     assert found.keys() == tensors.keys()
     assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
@@ -105,13 +106,13 @@ def test_weights_under_another_prefix_are_refused_by_its_name(write: Callable, p
     tensors = tensors_of(folder)
     write_safetensors(folder / "model.safetensors", {prefix + name: values for name, values in tensors.items()})
     with pytest.raises(CheckpointError, match=f"its weights are named {prefix}model"):
-        opened(folder).check_decoder()
+        check_decoder(opened(folder))
 
 
 def test_the_first_missing_tensors_are_listed_and_the_rest_counted(write: Callable) -> None:
     names = [f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in (0, 1) for part in "qkv"]
     with pytest.raises(CheckpointError) as caught:
-        opened(write(drop=names)).check_decoder()
+        check_decoder(opened(write(drop=names)))
     for part in (*sorted(names)[:1], "and 3 more is missing"):
         assert part in str(caught.value)
 
@@ -140,7 +141,7 @@ def test_a_tensor_that_an_export_would_leave_out_is_refused(
 
 def test_tables_of_old_versions_of_transformers_are_no_weights(write: Callable) -> None:
     table = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, dtype=np.float32) for n in (0, 1)}
-    opened(write(replace=table)).check_decoder()
+    check_decoder(opened(write(replace=table)))
 
 
 # folders that are something else
@@ -158,7 +159,7 @@ def test_a_quantized_checkpoint_without_a_word_in_its_config_is_named(write: Cal
     name = f"model.layers.0.mlp.up_proj.{part}"
     folder = write(replace={name: np.ones(4, dtype=np.int64)}, drop=["model.layers.0.mlp.up_proj.weight"])
     with pytest.raises(CheckpointError, match=f"is quantized .tensor {name}"):
-        opened(folder).check_decoder()
+        check_decoder(opened(folder))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -256,7 +257,7 @@ def test_a_pointer_that_nobody_reads_does_not_matter(write: Callable) -> None:
     folder = write()
     for name in ("pytorch_model.bin", "optimizer.pt", "consolidated.safetensors"):
         (folder / name).write_text(POINTER)
-    opened(folder).check_decoder()
+    check_decoder(opened(folder))
 
 
 # files that cannot be read

@@ -34,10 +34,10 @@ def test_check_trusts_the_device_that_exported(bundle_of: Callable[..., Path], h
     assert result.exit_code == 0
     facts = json.loads(result.stdout)
     assert facts["trusted"]
-    assert facts["streamed"] == 0
-    assert facts["drift"] == 0
+    assert facts["incremental_difference"] == 0
+    assert facts["device_drift"] == 0
     assert 0 <= facts["mean_difference"] <= facts["max_difference"] <= facts["tolerance"]
-    assert facts["rewards"] > 5
+    assert facts["reward_count"] > 5
     assert "can be trusted" in facts["sentence"]
 
 
@@ -67,7 +67,7 @@ def test_check_blames_the_device_for_rewards_that_the_exporting_one_did_not_give
     assert "cannot be trusted" in result.stdout
     facts = json.loads(run("check", own_bundle, "--json").stdout)
     assert (facts["trusted"], facts["verdict"]) == (False, "device")
-    assert facts["drift"] == pytest.approx(0.5)
+    assert facts["device_drift"] == pytest.approx(0.5)
 
 
 def test_check_blames_the_recipe_where_nothing_differs_from_the_exporting_device(own_bundle: Path) -> None:
@@ -78,7 +78,7 @@ def test_check_blames_the_recipe_where_nothing_differs_from_the_exporting_device
     assert "export the checkpoint" in result.stdout
     assert "cannot be trusted" not in result.stdout
     facts = json.loads(run("check", own_bundle, "--json").stdout)
-    assert (facts["trusted"], facts["verdict"], facts["drift"]) == (False, "recipe", 0)
+    assert (facts["trusted"], facts["verdict"], facts["device_drift"]) == (False, "recipe", 0)
 
 
 def test_check_blames_the_device_where_both_are_wrong(own_bundle: Path) -> None:
@@ -168,8 +168,8 @@ def test_a_graph_that_the_engine_cannot_load_is_one_line(
 
 
 def test_a_bundle_for_another_backend_is_one_line(own_bundle: Path, rows: Callable) -> None:
-    edit_manifest(own_bundle, lambda fields: fields.update(backend="abacus"))
-    refused(run("score", own_bundle, rows(ROW)), "abacus")
+    edit_manifest(own_bundle, lambda fields: fields["recipe"].update(engine="abacus"))
+    refused(run("score", own_bundle, rows(ROW)), "abacus", "update edge-prm")
 
 
 def test_a_missing_engine_says_what_to_install(bundle: Path, rows: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

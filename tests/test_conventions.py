@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHAT_TEMPLATE, opened, set_config, write_checkpoint, write_tokenizer
+from tiny_formats import format_of
 
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, InputError
 from edge_prm.manifest import InputFormat
 from edge_prm.trajectory import Trajectory
-from edge_prm_export.checkpoint.template import input_format
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
@@ -184,7 +184,7 @@ def _loaded(folder: str, _stamp: object) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def encoder_of_kind(folder: Path, kind: str) -> Encoder:
-    return encoder_for(folder, input_format(opened(folder), kind))
+    return encoder_for(folder, format_of(opened(folder), kind))
 
 
 def chat_ids(tokenizer: Any, prompt: str, steps: tuple[str, ...], separator: str = "<extra_0>") -> list[int]:
@@ -259,7 +259,7 @@ LLAMA_2 = (
 def test_an_answer_that_shares_a_token_with_a_blank_is_read_before_the_blank(checkpoint_with: Callable) -> None:
     """Llama 2's template opens no answer by itself; the judgement is of the token before `Ġ+`."""
     folder = checkpoint_with(chat_template=LLAMA_2)
-    form = input_format(opened(folder), "token_pair", answer="Ġ+")
+    form = format_of(opened(folder), "token_pair", answer="Ġ+")
     encoder, reference = encoder_for(folder, form), theirs(folder)
     good = reference.convert_tokens_to_ids("Ġ+")
     for prompt in PROMPTS:
@@ -273,14 +273,14 @@ def test_an_answer_that_shares_a_token_with_a_blank_is_read_before_the_blank(che
                 assert ids[-2] == good
                 assert encoded.ids[: encoded.read_at[index] + 1].tolist() == ids[:-2]
     with pytest.raises(CheckpointError, match=r"the answer '\+' is the token \['Ġ\+'\] and not '\+'; .*--good-token"):
-        input_format(opened(folder), "token_pair", answer="+")
+        format_of(opened(folder), "token_pair", answer="+")
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_tags_give_the_ids_of_the_text(checkpoint_with: Callable, tokenizer: str) -> None:
     """Math-Shepherd's way: one text, a tag closes each step."""
     folder = checkpoint_with(tokenizer)
-    form = input_format(opened(folder), "token_pair", " =", " ", "\n")
+    form = format_of(opened(folder), "token_pair", " =", " ", "\n")
     encoder, reference = encoder_for(folder, form), theirs(folder)
     for prompt in PROMPTS:
         for steps in STEPS:
@@ -297,7 +297,7 @@ def test_tags_give_the_ids_of_the_text(checkpoint_with: Callable, tokenizer: str
 def test_pieces_give_the_ids_of_trl(checkpoint_with: Callable, tokenizer: str, separator: str) -> None:
     """PRMTrainer.tokenize_row: bos_token_id, prompt, steps and separators, each tokenized by itself."""
     folder = checkpoint_with(tokenizer, "token_class")
-    form = input_format(opened(folder), "token_class", separator)
+    form = format_of(opened(folder), "token_class", separator)
     encoder, reference = encoder_for(folder, form), theirs(folder)
     for prompt in PROMPTS:
         for steps in STEPS:
@@ -350,7 +350,7 @@ def special_count(encoded: Encoded, ids: set[int]) -> int:
 def test_a_look_alike_is_plain_text(checkpoint_with: Callable, tokenizer: str, kind: str) -> None:
     folder = checkpoint_with(tokenizer, "token_class" if "token_class" in kind else "two_class")
     options = {"tagged": ("token_pair", "<extra_0>"), "token_class special": ("token_class", "<extra_0>")}
-    form = input_format(opened(folder), *options.get(kind, (kind,)))
+    form = format_of(opened(folder), *options.get(kind, (kind,)))
     encoder = encoder_for(folder, form)
     used = {"two_class": "<extra_0> <|im_start|> <|im_end|>", "token_pair": "<|im_start|> <|im_end|>"}.get(kind, "")
     used += " <extra_0>" if "special" in kind or kind == "tagged" else ""
@@ -367,7 +367,7 @@ def test_a_look_alike_is_plain_text(checkpoint_with: Callable, tokenizer: str, k
 def test_a_look_alike_changes_nothing_but_itself(checkpoint_with: Callable) -> None:
     """The ids of a text with a look-alike, decoded, are the text."""
     folder = checkpoint_with("not special")
-    encoder, reference = encoder_for(folder, input_format(opened(folder), "two_class")), theirs(folder)
+    encoder, reference = encoder_for(folder, format_of(opened(folder), "two_class")), theirs(folder)
     encoded = encoder.encode(Trajectory.of("P <extra_0>", ["a <|im_end|>", "<extra_0> b"]))
     text = reference.decode(encoded.ids.tolist(), clean_up_tokenization_spaces=False)
     assert text.endswith(
@@ -383,7 +383,7 @@ def test_a_token_of_the_text_that_no_format_uses_stays_a_token(tmp_path: Path, t
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     folder = write_checkpoint(tmp_path / "c", tmp_path / "tokenizer.json", "two_class")
-    encoder = encoder_for(folder, input_format(opened(folder), "two_class"))
+    encoder = encoder_for(folder, format_of(opened(folder), "two_class"))
     ids = encoder.encode(Trajectory.of("Q", ["<think>a"])).ids
     assert (ids == tokenizer.token_to_id("<think>")).sum() == 1
 
@@ -393,7 +393,7 @@ def test_a_token_that_is_not_found_in_a_text_is_refused(tmp_path: Path) -> None:
     tokenizer = sentencepiece_like(tmp_path / "t.json", "normalizer", normalized=True)
     folder = write_checkpoint(tmp_path / "c", tokenizer, "two_class")
     with pytest.raises(CheckpointError, match=r"does not fit its format: the token '<\|im_start\|>' is not read"):
-        input_format(opened(folder), "two_class")
+        format_of(opened(folder), "two_class")
 
 
 # templates that are refused, or texts
@@ -415,7 +415,7 @@ def test_a_token_that_is_not_found_in_a_text_is_refused(tmp_path: Path) -> None:
 def test_a_template_that_rewrites_messages_is_refused(checkpoint_with: Callable, template: str, said: str) -> None:
     folder = checkpoint_with(chat_template=template)
     with pytest.raises(CheckpointError, match=said):
-        input_format(opened(folder), "two_class")
+        format_of(opened(folder), "two_class")
 
 
 @pytest.mark.parametrize(
@@ -433,14 +433,14 @@ def test_a_template_that_writes_the_last_turn_otherwise_is_refused(checkpoint_wi
     template += "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
     folder = checkpoint_with(chat_template=template)
     with pytest.raises(CheckpointError, match="its chat template"):
-        input_format(opened(folder), "token_pair")
+        format_of(opened(folder), "token_pair")
 
 
 def test_text_that_a_template_would_rewrite_is_refused_when_it_comes(checkpoint_with: Callable) -> None:
     """Qwen3's template takes the thinking out of an answer."""
     content = "(m.content.split('</think>')[-1].lstrip('\\n') if m.role == 'assistant' else m.content)"
     folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", content))
-    form = input_format(opened(folder), "two_class")
+    form = format_of(opened(folder), "two_class")
     assert (form.refused, form.trim_user, form.trim_assistant) == (("</think>",), "", "left-newlines")
     encoder = encoder_for(folder, form)
     encoded = encoder.encode(Trajectory.of("Q", ["a", "b"]))
@@ -451,13 +451,13 @@ def test_text_that_a_template_would_rewrite_is_refused_when_it_comes(checkpoint_
 
 def test_a_string_that_only_this_template_knows_is_refused_when_it_comes(checkpoint_with: Callable) -> None:
     folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", "m.content | replace('@@secret', '')"))
-    assert input_format(opened(folder), "two_class").refused == ("@@secret",)
+    assert format_of(opened(folder), "two_class").refused == ("@@secret",)
 
 
 def test_a_date_in_a_template_is_kept_and_said(checkpoint_with: Callable) -> None:
-    form = input_format(opened(checkpoint_with(chat_template=TEMPLATES["date"])), "two_class")
+    form = format_of(opened(checkpoint_with(chat_template=TEMPLATES["date"])), "two_class")
     assert form.dated.startswith(form.before[:4])
-    assert input_format(opened(checkpoint_with()), "two_class").dated == ""
+    assert format_of(opened(checkpoint_with()), "two_class").dated == ""
 
 
 def test_templates_are_found_where_transformers_finds_them(checkpoint_with: Callable, tmp_path: Path) -> None:
@@ -467,13 +467,13 @@ def test_templates_are_found_where_transformers_finds_them(checkpoint_with: Call
     folder = Path(shutil.copytree(checkpoint_with(chat_template=KeyError), tmp_path / "c"))
 
     def same(mark: str) -> None:
-        assert input_format(opened(folder), "two_class").before.startswith(mark)
+        assert format_of(opened(folder), "two_class").before.startswith(mark)
         assert theirs(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith(mark)
 
     with pytest.raises(CheckpointError, match=r"has no chat template, .*--separator"):
-        input_format(opened(folder), "token_pair")
+        format_of(opened(folder), "token_pair")
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": marked("processor ")}))
-    assert input_format(opened(folder), "two_class").before.startswith("processor ")
+    assert format_of(opened(folder), "two_class").before.startswith("processor ")
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": marked("list ")}]
     set_tokenizer_config(folder, chat_template=named)
     same("list ")
@@ -486,7 +486,7 @@ def test_templates_are_found_where_transformers_finds_them(checkpoint_with: Call
     same("file ")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match=r"no chat template named default \(it has 'tool_use'\)"):
-        input_format(opened(folder), "two_class")
+        format_of(opened(folder), "two_class")
 
 
 # the token that begins a text
@@ -522,7 +522,7 @@ def test_a_text_begins_as_transformers_begins_it(
         begins = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
         tokenizer.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[begins])
         tokenizer.save(str(folder / "tokenizer.json"))
-    form = input_format(opened(folder), "sigmoid")
+    form = format_of(opened(folder), "sigmoid")
     ids = encoder_for(folder, form).encode(Trajectory.of("What is it?", ["a", "b"])).ids
     assert ids.tolist() == theirs(folder)("What is it?a\n\nb")["input_ids"]
 
@@ -543,16 +543,16 @@ def test_settings_that_change_the_tokenizer_are_refused(
     checkpoint_with: Callable, settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(CheckpointError, match=said):
-        input_format(opened(checkpoint_with("byte level", "sigmoid", **settings)), "sigmoid")
+        format_of(opened(checkpoint_with("byte level", "sigmoid", **settings)), "sigmoid")
 
 
 def test_special_tokens_of_older_versions_are_read(checkpoint_with: Callable, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_with("byte level", "token_class", bos_token=KeyError), tmp_path / "c"))
-    assert input_format(opened(folder), "token_class").bos_id is None
+    assert format_of(opened(folder), "token_class").bos_id is None
     (folder / "special_tokens_map.json").write_text(
         json.dumps({"bos_token": {"content": "<|im_end|>", "lstrip": False}})
     )
-    assert input_format(opened(folder), "token_class").bos_id == theirs(folder).bos_token_id
+    assert format_of(opened(folder), "token_class").bos_id == theirs(folder).bos_token_id
 
 
 # step by step and at once
@@ -595,13 +595,13 @@ def gpt2_like(path: Path) -> Path:
 def test_a_tokenizer_by_which_a_closed_step_changes_is_refused_for_raw_text(tmp_path: Path, make: Callable) -> None:
     folder = write_checkpoint(tmp_path / "c", make(tmp_path / "tokenizer.json"), "sigmoid")
     with pytest.raises(CheckpointError, match="rewards step by step and at once would differ"):
-        input_format(opened(folder), "sigmoid")
+        format_of(opened(folder), "sigmoid")
 
 
 @pytest.mark.parametrize("make", [lambda path: stripping(path, lstrip=True), gpt2_like])
 def test_the_same_tokenizer_is_taken_where_a_token_closes_steps(tmp_path: Path, make: Callable) -> None:
     folder = write_checkpoint(tmp_path / "c", make(tmp_path / "tokenizer.json"), "two_class")
-    encoder = encoder_for(folder, input_format(opened(folder), "two_class"))
+    encoder = encoder_for(folder, format_of(opened(folder), "two_class"))
     steps = ["a ", "<wait> b", " c"]
     full = encoder.encode(Trajectory.of("Q", steps))
     for count in (1, 2):
@@ -611,7 +611,7 @@ def test_the_same_tokenizer_is_taken_where_a_token_closes_steps(tmp_path: Path, 
 
 def test_a_token_that_eats_what_follows_is_taken(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", stripping(tmp_path / "tokenizer.json", rstrip=True), "sigmoid")
-    encoder, reference = encoder_for(folder, input_format(opened(folder), "sigmoid")), theirs(folder)
+    encoder, reference = encoder_for(folder, format_of(opened(folder), "sigmoid")), theirs(folder)
     encoded = encoder.encode(Trajectory.of("Q", ["a <wait>", "  b"]))
     assert encoded.ids.tolist() == reference("Qa <wait>\n\n  b")["input_ids"]
     assert encoded.ids[: encoded.read_at[0] + 1].tolist() == reference("Qa <wait>\n\n")["input_ids"]
@@ -645,12 +645,12 @@ def test_no_token_of_a_closed_step_depends_on_what_follows(
 def test_the_format_names_the_text_that_closes_a_step(checkpoint_with: Callable) -> None:
     two, one, raw = checkpoint_with(), checkpoint_with(head="token_class"), checkpoint_with(head="sigmoid")
     named = {
-        "template": input_format(opened(two), "two_class"),
-        "tags": input_format(opened(two), "token_pair", " ки"),
-        "chat": input_format(opened(two), "token_pair"),
-        "trl": input_format(opened(one), "token_class"),
-        "trl, token": input_format(opened(one), "token_class", "<extra_0>"),
-        "raw": input_format(opened(raw), "sigmoid"),
+        "template": format_of(opened(two), "two_class"),
+        "tags": format_of(opened(two), "token_pair", " ки"),
+        "chat": format_of(opened(two), "token_pair"),
+        "trl": format_of(opened(one), "token_class"),
+        "trl, token": format_of(opened(one), "token_class", "<extra_0>"),
+        "raw": format_of(opened(raw), "sigmoid"),
     }
     assert {name: encoder_for(two, form).separator_text for name, form in named.items()} == {
         "template": "<extra_0>", "tags": " ки", "chat": None, "trl": None, "trl, token": "<extra_0>", "raw": None,
@@ -670,7 +670,7 @@ def test_the_format_names_the_text_that_closes_a_step(checkpoint_with: Callable)
     ],
 )
 def test_a_token_at_the_end_of_a_text_is_found(checkpoint_with: Callable, text: str, found: str | None) -> None:
-    encoder = encoder_for(checkpoint_with(), input_format(opened(checkpoint_with()), "two_class"))
+    encoder = encoder_for(checkpoint_with(), format_of(opened(checkpoint_with()), "two_class"))
     assert encoder.special_at_end(text) == found
 
 
@@ -691,7 +691,7 @@ def valued(folder: Path, tokenizer_file: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("bos", ["<|endoftext|>", None])
 def test_a_value_head_is_read_as_skywork_does(tmp_path: Path, tokenizer_file: Path, bos: str | None) -> None:
     folder = valued(tmp_path / "c", tokenizer_file, bos_token=bos)
-    form = input_format(opened(folder), "sigmoid")
+    form = format_of(opened(folder), "sigmoid")
     encoder, reference = encoder_for(folder, form), theirs(folder)
     for prompt in PROMPTS:
         for steps in STEPS:
@@ -702,7 +702,7 @@ def test_a_value_head_is_read_as_skywork_does(tmp_path: Path, tokenizer_file: Pa
             encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
             assert (encoded.ids.tolist(), list(encoded.read_at)) == (ids, read_at)
     with pytest.raises(CheckpointError, match="is not one token"):
-        input_format(opened(folder), "sigmoid", " the tag")
+        format_of(opened(folder), "sigmoid", " the tag")
 
 
 def test_rewards_of_a_value_head_are_those_of_torch(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -83,7 +83,7 @@ def test_checkpoints_of_other_shapes_are_close_to_full_precision(
         manifest = read_manifest(export(str(source), tmp_path / recipe, recipe=recipe, reduce_range=reduce_range))
         assert manifest.fidelity is not None
         assert manifest.fidelity.max_difference < bound
-        assert manifest.fidelity.rewards == sum(len(golden.steps) for golden in manifest.golden)
+        assert manifest.fidelity.reward_count == sum(len(golden.steps) for golden in manifest.golden)
 
 
 def test_reduced_range_keeps_weights_within_seven_bits(tmp_path: Path, checkpoint_of: Callable[[str], Path]) -> None:

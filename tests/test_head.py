@@ -18,6 +18,7 @@ from tiny import (
     write_safetensors,
     write_torch_zip,
 )
+from tiny_formats import format_of
 
 from edge_prm.errors import (
     CheckpointError,
@@ -26,10 +27,11 @@ from edge_prm.errors import (
     InputError,
     UnsafePickleError,
 )
+from edge_prm.head import Head
 from edge_prm.notices import AmbiguousHeadWarning
+from edge_prm_export.checkpoint.conventions import Given, choose
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
-from edge_prm_export.checkpoint.head import RewardHead, read_head
-from edge_prm_export.checkpoint.template import input_format
+from edge_prm_export.checkpoint.head import read_head
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
@@ -42,7 +44,7 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes:
 )
 def test_the_kind_of_head_is_told_by_its_tensors(write: Callable, head: str, shapes: list[tuple[int, int]]) -> None:
     found = read_head(opened(write(head)))
-    assert isinstance(found, RewardHead)
+    assert isinstance(found, Head)
     assert found.kind == head
     assert [weight.shape for weight, _ in found.layers] == shapes
     assert [bias.shape for _, bias in found.layers] == [(outputs,) for outputs, _ in shapes]
@@ -168,7 +170,7 @@ def test_a_value_head_is_a_sigmoid_head(write: Callable) -> None:
     assert head.kind == "sigmoid"
     assert np.array_equal(head.layers[0][0], VALUE)
     assert head.layers[0][1].tolist() == [0.5]
-    form = input_format(opened(folder), head.kind)
+    form = format_of(opened(folder), head.kind)
     assert (form.format, form.separator, form.between) == ("pieces", "\n", "\n")
 
 
@@ -307,8 +309,8 @@ def test_code_in_the_checkpoint_is_never_imported(write: Callable, tmp_path: Pat
 # conventions
 
 
-def test_each_head_has_its_input_format(write: Callable) -> None:
-    formats = {head: input_format(opened(write(head)), head) for head in ("sigmoid", "two_class", "token_class")}
+def test_each_head_has_its_format_of(write: Callable) -> None:
+    formats = {head: format_of(opened(write(head)), head) for head in ("sigmoid", "two_class", "token_class")}
     assert {head: (f.format, f.separator) for head, f in formats.items()} == {
         "sigmoid": ("raw", "\n\n"),
         "two_class": ("template", "<extra_0>"),
@@ -320,13 +322,13 @@ def test_each_head_has_its_input_format(write: Callable) -> None:
 
 def test_a_separator_can_be_chosen(write: Callable) -> None:
     checkpoint = opened(write("two_class"))
-    assert input_format(checkpoint, "token_class", "\n\n").separator == "\n\n"
-    chosen = input_format(checkpoint, "two_class", "<|endoftext|>")
-    assert chosen.separator_id != input_format(checkpoint, "two_class").separator_id
+    assert format_of(checkpoint, "token_class", "\n\n").separator == "\n\n"
+    chosen = format_of(checkpoint, "two_class", "<|endoftext|>")
+    assert chosen.separator_id != format_of(checkpoint, "two_class").separator_id
     with pytest.raises(CheckpointError, match=r"<step>.*--separator"):
-        input_format(checkpoint, "two_class", "<step>")
+        format_of(checkpoint, "two_class", "<step>")
     with pytest.raises(CheckpointError, match="blank lines"):
-        input_format(checkpoint, "sigmoid", "<extra_0>")
+        format_of(checkpoint, "sigmoid", "<extra_0>")
 
 
 def set_tokenizer_config(folder: Path, **changes: Any) -> Checkpoint:
@@ -338,13 +340,13 @@ def set_tokenizer_config(folder: Path, **changes: Any) -> Checkpoint:
 def test_a_template_file_goes_before_the_one_in_the_config(write: Callable) -> None:
     folder = write("two_class")
     (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    assert input_format(opened(folder), "two_class").before == "[user]"
+    assert format_of(opened(folder), "two_class").before == "[user]"
 
 
 def test_the_default_of_several_templates_is_taken(write: Callable) -> None:
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]
     checkpoint = set_tokenizer_config(write("two_class"), chat_template=named)
-    assert input_format(checkpoint, "two_class").between == "<|im_end|>\n<|im_start|>assistant\n"
+    assert format_of(checkpoint, "two_class").between == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("bos", ["<|endoftext|>", {"content": "<|endoftext|>", "special": True}])
@@ -353,7 +355,7 @@ def test_a_token_that_begins_a_text_is_put_before_the_pieces(write: Callable, bo
 
     folder = write("token_class")
     expected = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<|endoftext|>")
-    assert input_format(set_tokenizer_config(folder, bos_token=bos), "token_class").bos_id == expected
+    assert format_of(set_tokenizer_config(folder, bos_token=bos), "token_class").bos_id == expected
 
 
 @pytest.mark.parametrize(
@@ -374,24 +376,24 @@ def test_a_token_that_begins_a_text_is_put_before_the_pieces(write: Callable, bo
 def test_a_template_that_cannot_be_used_is_named(write: Callable, template: str | None, said: str) -> None:
     checkpoint = set_tokenizer_config(write("two_class"), chat_template=template)
     with pytest.raises(CheckpointError, match=said):
-        input_format(checkpoint, "two_class")
+        format_of(checkpoint, "two_class")
 
 
 def test_a_template_that_is_no_text_is_named(write: Callable) -> None:
     folder = write("two_class")
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read"):
-        input_format(opened(folder), "two_class")
+        format_of(opened(folder), "two_class")
 
 
 @pytest.mark.parametrize("head", ["sigmoid", "two_class", "token_class"])
 def test_an_empty_separator_is_refused(write: Callable, head: str) -> None:
     with pytest.raises(InputError, match="separator is empty"):
-        input_format(opened(write(head)), head, "")
+        choose(opened(write(head)), Given(separator=""))
 
 
 def test_a_two_class_checkpoint_without_tokenizer_is_named(write: Callable) -> None:
     folder = write("two_class")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"tokenizer\.json is missing"):
-        input_format(opened(folder), "two_class")
+        format_of(opened(folder), "two_class")

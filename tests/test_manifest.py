@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
+from edge_prm.backends import load_model
+from edge_prm.bundle import Bundle
+from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError, InputError
 from edge_prm.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -18,16 +20,16 @@ from edge_prm.manifest import (
     FileEntry,
     Golden,
     Manifest,
-    Recipe,
     read_manifest,
 )
+from edge_prm.recipe import ENGINES, RECIPES
 
 
 @pytest.fixture(scope="module")
 def manifest(manifest_for: Callable[..., Manifest]) -> Manifest:
     return manifest_for(
         "template",
-        recipe=Recipe("int8", True),
+        recipe=RECIPES["onnx", "int8"].with_weights(reduce_range=True),
         files={name: FileEntry("ab" * 32, 5) for name in ("tokenizer.json", "model.onnx", "model.onnx.data")},
         golden=(Golden("Q é", ("a", "b"), "ef" * 32, (0.25, 0.5), (0.26, 0.51)),),
         fidelity=Fidelity("numpy fp32", 2, 0.01, 0.01, 0.06),
@@ -49,12 +51,63 @@ def test_every_field_survives_writing_and_reading(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
 
 
+def as_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """What an exporter before format 3 wrote for the same bundle."""
+    recipe, fidelity = fields["recipe"], dict(fields["fidelity"])
+    fidelity["rewards"] = fidelity.pop("reward_count")
+    fidelity["stream_tolerance"] = fidelity.pop("incremental_tolerance")
+    old = {"name": recipe["name"], "reduce_range": recipe["weights"]["reduce_range"], "rotated": False}
+    return {**fields, "format_version": 2, "backend": recipe["engine"], "recipe": old, "fidelity": fidelity}
+
+
+def of_version(manifest: Manifest, version: int) -> Manifest:
+    return replace(manifest, provenance=replace(manifest.provenance, format_version=version))
+
+
+def test_a_manifest_of_format_2_is_read(fields: dict[str, Any], manifest: Manifest) -> None:
+    assert Manifest.from_json(json.dumps(as_format_2(fields)), "here") == of_version(manifest, 2)
+
+
 def test_a_manifest_of_format_1_is_read(fields: dict[str, Any], manifest: Manifest) -> None:
     """It has no word on what a template trims or rewrites; such bundles are read as they always were."""
+    old = as_format_2(fields) | {"format_version": 1}
     for name in ("trim_user", "trim_assistant", "refused", "dated"):
-        del fields["input"][name]
-    old = Manifest.from_json(json.dumps(fields | {"format_version": 1}), "here")
-    assert old.input == manifest.input
+        del old["input"][name]
+    del old["fidelity"]["stream_tolerance"]
+    del old["fidelity"]["within_tolerance"]
+    del old["recipe"]["rotated"]
+    assert Manifest.from_json(json.dumps(old), "here") == of_version(manifest, 1)
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_every_recipe_of_an_older_format_is_that_of_the_table(fields: dict[str, Any], key: tuple[str, str]) -> None:
+    old = as_format_2(fields)
+    old["recipe"] = {"name": key[1], "reduce_range": False, "rotated": key == ("gguf", "q4_0")}
+    old["files"] = {name: {"sha256": "ab" * 32, "bytes": 5} for name in ENGINES[key[0]].files}
+    read = Manifest.from_json(json.dumps(old | {"backend": key[0]}), "here").recipe
+    assert read == RECIPES[key].with_weights(rotated=True if key == ("gguf", "q4_0") else None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "abacus"}, {"backend": None}, {"backend": []}, {"recipe": None}, {"recipe": {}}, {"recipe": "int8"},
+        {"recipe": {"name": "int9"}}, {"recipe": {"name": "int8", "reduce_range": 1}}, {"recipe": {"name": []}},
+        {"recipe": {"name": "int8", "bits": 8}}, {"fidelity": {"reference": "x", "rewards": "2"}},
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_of_format_2_is_refused(fields: dict[str, Any], change: dict[str, Any]) -> None:
+    with pytest.raises(BundleIntegrityError, match="there: damaged manifest"):
+        Manifest.from_json(json.dumps(as_format_2(fields) | change), "there")
+
+
+def test_an_engine_of_a_later_version_is_read_and_refused_when_it_is_loaded(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields["recipe"]["engine"] = "abacus"
+    manifest = Manifest.from_json(json.dumps(fields), "here")
+    with pytest.raises(InputError, match=r"exported for engine 'abacus'.*update edge-prm"):
+        load_model(Bundle(tmp_path, manifest))
 
 
 def test_what_a_template_does_survives_writing_and_reading(manifest: Manifest) -> None:
@@ -141,7 +194,10 @@ def damage(fields: dict[str, Any], path: str, value: object) -> str:
         ("input.refused", ["</think>", ""]),
         ("input.refused", "</think>"),
         ("input.dated", 2026),
-        ("recipe.reduce_range", "no"),
+        ("recipe.weights.reduce_range", "no"),
+        ("recipe.engine", KeyError),
+        ("recipe.devices", "cpu"),
+        ("recipe.tolerances.full_precision", None),
         ("golden.0.bundle_rewards", [0.1]),
         ("golden.0.reference_rewards", [0.1, float("nan")]),
         ("golden.0.reference_rewards", [0.1, 10**400]),

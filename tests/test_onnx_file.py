@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edge_prm
+from edge_prm.backends import EngineOptions
 from edge_prm.backends.onnx.files import check_external_data
 from edge_prm.backends.onnx.session import open_session
 from edge_prm.bundle import sha256_of
@@ -154,7 +155,7 @@ def test_a_run_that_is_stopped_is_an_error_and_the_session_goes_on(bundle_of: Ca
     from edge_prm.backends import load_model
     from edge_prm.bundle import open_bundle
 
-    model: Any = load_model(open_bundle(bundle_of("sigmoid", "int8")), "auto", 1, "cpu")
+    model: Any = load_model(open_bundle(bundle_of("sigmoid", "int8")), EngineOptions(1, "cpu"))
     ids = np.arange(200)
     expected = model.start().extend(ids, [199])[0]
 
@@ -169,5 +170,5 @@ def test_a_run_that_is_stopped_is_an_error_and_the_session_goes_on(bundle_of: Ca
 
 
 def test_a_session_takes_the_threads_it_is_given(bundle_of: Callable[..., Path]) -> None:
-    session = open_session(bundle_of("sigmoid", "int8") / "model.onnx", 1)
+    session = open_session(bundle_of("sigmoid", "int8") / "model.onnx", EngineOptions(threads=1))
     assert session.get_session_options().intra_op_num_threads == 1

@@ -154,7 +154,7 @@ def test_rewards_hardly_depend_on_how_they_are_asked_for(
     foreign: Callable[..., tuple[Path, Path]], recipe: str
 ) -> None:
     _, bundle = foreign("qwen3", "sigmoid", recipe)
-    limit = 1e-5 if recipe == "fp32" else read_manifest(bundle).fidelity.stream_tolerance  # type: ignore[union-attr]
+    limit = 1e-5 if recipe == "fp32" else read_manifest(bundle).fidelity.incremental_tolerance  # type: ignore[union-attr]
     with edge_prm.load(bundle, threads=1) as prm:
         whole = prm.score(PROMPT, STEPS)
         with prm.session(PROMPT) as session:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_prm.encode import Encoded
 from edge_prm.errors import BackendError
-from edge_prm.session import PrefixScorer
+from edge_prm.judges.discriminative import PrefixScorer
 
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 

@@ -18,8 +18,9 @@ from edge_prm.aggregate import AGGREGATES, aggregate
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import BackendError, ContextLengthError, InputError
+from edge_prm.idle import IDLE_TOKENS
 from edge_prm.manifest import Manifest
-from edge_prm.prm import IDLE_TOKENS, PRM
+from edge_prm.prm import PRM
 from edge_prm.score import json_line
 from edge_prm.trajectory import Trajectory
 
@@ -85,10 +86,9 @@ def test_bad_input_is_refused_before_any_model_work(prm: PRM, fake: FakeModel) -
 
 
 def test_a_long_text_is_not_kept_for_the_next_call(
-    fake: FakeModel, tokenizer_file: Path, manifest_for: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+    fake: FakeModel, tokenizer_file: Path, manifest_for: Callable[..., Manifest]
 ) -> None:
-    monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
-    with PRM(Bundle(tokenizer_file.parent, manifest_for(context_length=10 * IDLE_TOKENS))) as prm:
+    with PRM(Bundle(tokenizer_file.parent, manifest_for(context_length=10 * IDLE_TOKENS)), model=fake) as prm:
         long = prm.score(PROMPT, ["1 " * IDLE_TOKENS])
         assert long.tokens > IDLE_TOKENS
         assert prm.score(PROMPT, STEPS).computed == prm.score(PROMPT, STEPS).tokens
@@ -178,7 +178,7 @@ def test_rank_gives_each_candidate_its_own_score(
     assert ranking.rewards == tuple(expected(prompt, candidate) for candidate in candidates)
     assert ranking.scores == tuple(aggregate(name, rewards) for rewards in ranking.rewards)
     assert ranking.best == ranking.scores.index(max(ranking.scores))
-    assert ranking.stopped == ()
+    assert ranking.pruned == ()
 
 
 @repeated
@@ -191,9 +191,9 @@ def test_early_stop_finds_the_same_best_with_no_more_work(
     assert quick.best == full.best
     for index, (rewards, whole) in enumerate(zip(quick.rewards, full.rewards, strict=True)):
         assert rewards == whole[: len(rewards)]
-        assert (len(rewards) < len(whole)) == (index in quick.stopped)
+        assert (len(rewards) < len(whole)) == (index in quick.pruned)
         assert quick.scores[index] >= full.scores[index]
-    assert quick.best not in quick.stopped
+    assert quick.best not in quick.pruned
 
 
 @repeated
@@ -201,12 +201,12 @@ def test_early_stop_finds_the_same_best_with_no_more_work(
 def test_threshold_gives_a_candidate_up_at_its_first_step_below(
     prm: PRM, expected: Callable, prompt: str, candidates: list[list[str]], threshold: float
 ) -> None:
-    ranking = prm.rank(prompt, candidates, aggregate="mean", threshold=threshold)
+    ranking = prm.rank(prompt, candidates, aggregate="mean", prune_below=threshold)
     survivors = []
     for index, candidate in enumerate(candidates):
         whole = expected(prompt, candidate)
         weak = next((i for i, reward in enumerate(whole) if reward < threshold), None)
-        assert (index in ranking.stopped) == (weak is not None)
+        assert (index in ranking.pruned) == (weak is not None)
         assert ranking.rewards[index] == (whole if weak is None else whole[: weak + 1])
         if weak is None:
             survivors.append(index)
@@ -229,11 +229,11 @@ def test_early_stop_and_threshold_save_work(prm: PRM) -> None:
     prm.score("another", ["text"])
     quick = prm.rank(PROMPT, candidates, aggregate="min", early_stop=True)
     prm.score("another", ["text"])
-    cut = prm.rank(PROMPT, candidates, aggregate="min", threshold=0.9)
+    cut = prm.rank(PROMPT, candidates, aggregate="min", prune_below=0.9)
     assert quick.computed < full.computed
     assert cut.computed < full.computed
     assert cut.best is None
-    assert cut.stopped == tuple(range(8))
+    assert cut.pruned == tuple(range(8))
 
 
 def test_the_first_of_equal_candidates_is_best(prm: PRM) -> None:
@@ -256,8 +256,8 @@ def test_early_stop_needs_an_aggregate_that_cannot_rise(prm: PRM, name: str) -> 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, math.inf])
 def test_a_threshold_outside_of_the_rewards_is_refused(prm: PRM, threshold: float) -> None:
-    with pytest.raises(InputError, match=f"threshold is {threshold!r}"):
-        prm.rank(PROMPT, [STEPS], threshold=threshold)
+    with pytest.raises(InputError, match=f"prune_below is {threshold!r}"):
+        prm.rank(PROMPT, [STEPS], prune_below=threshold)
 
 
 @pytest.mark.parametrize("candidates", [[], "a\n\nb", b"a", None, {"a": 1}, (c for c in "ab")])
@@ -318,7 +318,7 @@ def test_a_score_shows_what_was_scored(prm: PRM, encoder: Encoder) -> None:
     ids = encoder.encode(Trajectory.of(PROMPT, "<think>\n\na\n\n</think>\n\nb\n\nc")).ids.tolist()
     assert "b" in encoder._tokenizer.decode(ids[spans[1][0] : spans[1][1]])
     facts = json.loads(json_line(score.as_dict()))
-    assert facts["schema"] == 1
+    assert facts["schema"] == 2
     assert facts["aggregate"] == "mean"
     assert facts["rewards"] == [step["reward"] for step in facts["steps"]] == list(score.rewards)
     assert facts["steps"][1] == {"text": "b", "kind": "response", "reward": score.rewards[1], "tokens": list(spans[1]), "place": 1}  # fmt: skip

@@ -227,14 +227,12 @@ def test_models_that_are_forgotten_are_freed(demo: Path) -> None:
 def test_a_model_is_closed_when_its_tokenizer_is_damaged(
     demo: Path, monkeypatch: pytest.MonkeyPatch, fake: object
 ) -> None:
-    monkeypatch.setattr("edge_prm.prm.load_model", lambda *_: fake)
-
     def fail(*_: object) -> None:
         raise BundleIntegrityError("tokenizer.json", "not a tokenizer")
 
     monkeypatch.setattr("edge_prm.prm.Encoder", fail)
     with pytest.raises(BundleIntegrityError, match="not a tokenizer"):
-        PRM(open_bundle(demo))
+        PRM(open_bundle(demo), model=fake)  # type: ignore[arg-type]
     deadline = time.monotonic() + HANG_SECONDS
     while not fake.closed and time.monotonic() < deadline:  # type: ignore[attr-defined]
         time.sleep(0.01)
@@ -500,7 +498,7 @@ def test_an_interrupt_waits_until_an_extension_module_is_imported() -> None:
 
 def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
     need_engine("gguf")
-    from edge_prm.backends.gguf.model import _Handles
+    from edge_prm.backends.gguf.context import Handles
 
     class Llama:
         def __init__(self) -> None:
@@ -514,7 +512,7 @@ def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
             return free
 
     llama = Llama()
-    handles = _Handles(llama, None, Guest())  # type: ignore[arg-type]
+    handles = Handles(llama, None, Guest())  # type: ignore[arg-type]
     handles.batch, handles.context, handles.model = "batch", "context", "model"  # type: ignore[assignment]
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_prm_export.decoder.rotate import Rotation, block_size, hadamard, orthogonal, rotate_blocks
-from edge_prm_export.quantize.gptq import MOST_CHANNELS, Compensation
+from edge_prm_export.quantize.gptq import GPTQ, MAX_GROUP
 from edge_prm_export.quantize.rows import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
 
 SIZES = (1, 16, 20, 64, 96, 128, 192, 7 * 32, 896, 1536)
@@ -129,14 +129,14 @@ def product_error(inputs: np.ndarray, weight: np.ndarray, integers: np.ndarray, 
 
 
 @pytest.mark.parametrize("most", [WEIGHT_MAX, REDUCED_WEIGHT_MAX])
-@pytest.mark.parametrize("width", [96, 2 * MOST_CHANNELS // 16])
+@pytest.mark.parametrize("width", [96, 2 * MAX_GROUP // 16])
 def test_compensation_makes_products_of_correlated_inputs_closer(width: int, most: int) -> None:
     rng = np.random.default_rng(6)
     mixing = rng.standard_normal((width // 8, width))
     inputs = rng.standard_normal((400, width // 8)) @ mixing + 0.05 * rng.standard_normal((400, width))
     weight = rng.standard_normal((40, width)).astype(np.float32)
     plain, plain_scales = quantize_rows(weight, most)
-    integers, scales = Compensation(inputs[:300].astype(np.float32)).quantize(weight, most)
+    integers, scales = GPTQ(inputs[:300].astype(np.float32)).quantize(weight, most)
     assert integers.shape == (width, 40)
     assert integers.dtype == np.int8
     assert np.abs(integers.astype(int)).max() <= most
@@ -148,18 +148,18 @@ def test_compensation_makes_products_of_correlated_inputs_closer(width: int, mos
 @pytest.mark.parametrize("inputs", [np.zeros((5, 24)), np.tile(np.eye(24), (4, 1))])
 def test_inputs_that_tell_nothing_leave_plain_rounding(inputs: np.ndarray) -> None:
     weight = np.random.default_rng(7).standard_normal((9, 24)).astype(np.float32)
-    integers, scales = Compensation(inputs.astype(np.float32)).quantize(weight)
+    integers, scales = GPTQ(inputs.astype(np.float32)).quantize(weight)
     plain, plain_scales = quantize_rows(weight)
     assert np.array_equal(integers.T, plain)
     assert np.array_equal(scales, plain_scales)
 
 
 def test_channels_are_compensated_in_groups_that_divide_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_prm_export.quantize.gptq.MOST_CHANNELS", 10)
+    monkeypatch.setattr("edge_prm_export.quantize.gptq.MAX_GROUP", 10)
     monkeypatch.setattr("edge_prm_export.quantize.gptq._STRIPE", 4)
     rng = np.random.default_rng(8)
     inputs, weight = rng.standard_normal((50, 24)).astype(np.float32), rng.standard_normal((9, 24)).astype(np.float32)
-    compensation = Compensation(inputs)
+    compensation = GPTQ(inputs)
     assert compensation.group == 8
     integers, scales = compensation.quantize(weight)
     assert product_error(inputs, weight, integers, scales) < 0.02
@@ -167,7 +167,7 @@ def test_channels_are_compensated_in_groups_that_divide_them(monkeypatch: pytest
 
 def test_rows_are_compensated_each_for_itself() -> None:
     rng = np.random.default_rng(9)
-    compensation = Compensation(rng.standard_normal((80, 32)).astype(np.float32))
+    compensation = GPTQ(rng.standard_normal((80, 32)).astype(np.float32))
     weight = rng.standard_normal((6, 32)).astype(np.float32)
     together, _ = compensation.quantize(weight)
     assert np.array_equal(together[:, 2:3], compensation.quantize(weight[2:3])[0])

@@ -17,8 +17,9 @@ from tiny import opened, write_reward_head
 
 from edge_prm.check import TRUSTED, too_coarse
 from edge_prm.errors import BundleIntegrityError, CheckpointError
-from edge_prm.manifest import MANIFEST_NAME, Fidelity, Manifest, Recipe, read_manifest
+from edge_prm.manifest import MANIFEST_NAME, Fidelity, Manifest, read_manifest
 from edge_prm.notices import ToleranceWarning
+from edge_prm.recipe import RECIPES
 
 pytest.importorskip("onnx", reason='exporting needs onnx: pip install "edge-prm[export]"')
 pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
@@ -26,6 +27,7 @@ pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip instal
 from edge_prm_export import export, recipes
 from edge_prm_export.calibration import golden
 from edge_prm_export.checkpoint.head import read_head
+from edge_prm_export.decoder.layers import LayerWeights
 
 INT8 = ["--reduce-range"] * REDUCED
 
@@ -66,7 +68,7 @@ def test_a_quantized_bundle_outside_its_tolerance_is_kept_marked_and_said(steep:
     checked = run("check", tmp_path / "out", "--json")
     assert checked.exit_code == 1
     facts = json.loads(checked.stdout)
-    assert (facts["verdict"], facts["drift"]) == ("recipe", 0)
+    assert (facts["verdict"], facts["device_drift"]) == ("recipe", 0)
     assert "The kernels of this device" not in facts["sentence"]
 
 
@@ -106,11 +108,12 @@ def test_a_bundle_in_full_precision_outside_its_tolerance_is_a_wrong_graph(
 ) -> None:
     from edge_prm_export.onnx import decoder as to_onnx
 
-    class Wrong(to_onnx.DecoderWeights):
-        def attention_output(self, layer: int) -> np.ndarray:
-            return super().attention_output(layer) * np.float32(0.98)
+    class Wrong(to_onnx.TransformedDecoder):
+        def layer(self, index: int) -> LayerWeights:
+            layer = super().layer(index)
+            return replace(layer, o=layer.o.map(lambda weight: weight * np.float32(0.98)))
 
-    monkeypatch.setattr(to_onnx, "DecoderWeights", Wrong)
+    monkeypatch.setattr(to_onnx, "TransformedDecoder", Wrong)
     before = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
     target = own_bundle if force else tmp_path / "out"
     result = run("export", checkpoint_of("sigmoid"), "--fp32", "-o", target, *["--force"] * force)
@@ -128,7 +131,7 @@ def test_the_same_holds_for_full_precision_by_optimum(manifest_for: Callable, mo
 
     texts = [("Q", ("a",), Text())]
     for recipe, refused_ in (("fp32", True), ("int8", False)):
-        manifest = manifest_for(backend="optimum", recipe=Recipe(recipe))
+        manifest = manifest_for(recipe=RECIPES["optimum", recipe])
         written = golden.ExportResult(manifest.recipe, {}, [[0.5]], reference="torch fp32")
         monkeypatch.setattr(golden, "_bundle_rewards", lambda *_: [[0.7]])
         if refused_:
@@ -166,7 +169,7 @@ def test_every_recipe_that_is_too_coarse_has_a_remedy_that_is_another_recipe(
     manifest_for: Callable[..., Manifest], backend: str, name: str, reduce_range: bool, clipped: bool | None
 ) -> None:
     manifest = manifest_for(fidelity=Fidelity("numpy fp32", 2, 0.01, 0.9, 0.06))
-    said = too_coarse(replace(manifest, backend=backend, recipe=Recipe(name, reduce_range)), clipped)
+    said = too_coarse(replace(manifest, recipe=RECIPES[backend, name].with_weights(reduce_range=reduce_range)), clipped)
     assert f"its recipe, {name}, is too coarse" in said
     remedy = said.split("; ", 1)[1]
     assert ("--reduce-range" in remedy) == (backend != "gguf" and (reduce_range or clipped is not False))

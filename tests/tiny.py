@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_tokenizers import SPECIAL_TOKENS as SPECIAL_TOKENS
+from tiny_tokenizers import write_llama3_tokenizer, write_sentencepiece_tokenizer, write_tokenizer
 
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
-QWEN2_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 DEFAULT_SYSTEM_PROMPT = "You judge the steps of a solution."
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}"
@@ -31,36 +30,45 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-_CORPUS = (
-    "How many eggs does she sell at the market?Janet has 16 eggs a day.\n\nShe eats 3 of them.\n\n16 - 3 = 13\n\n",
-    "What is 2 + 3 * 4? First multiply: 3 * 4 = 12.\n\nThen add: 2 + 12 = 14.\n\nThe answer is 14.\n\n",
-    "A farmer has 17 sheep and buys 5 more, so he has 22 sheep.\r\n\r\nHe sells 8 of them: 22 - 8 = 14.\n",
-    "Let x be a number such that 2x + 3 = 11. Subtract 3 from both sides?\n\nDivide both sides by 2: x = 4!\n\n",
-    "system user assistant You judge the steps of a solution. <think> Wait, that is wrong. </think>\n\n\n",
-)
+LLAMA3_SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 
 
-def write_tokenizer(path: Path, vocabulary: int = 480, *, trim_offsets: bool = False) -> Path:
-    """A byte-level BPE as Qwen2's, trained on a few sentences, with the special tokens behind its vocabulary."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
+@dataclass(frozen=True)
+class Family:
+    """A tiny checkpoint of a family: what its config has other than Qwen2's, and its tokenizer.
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_REGEX), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
-    tokenizer.train_from_iterator(_CORPUS * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.save(str(path))
-    return path
+    `first_token`: what the tokenizer puts in front of every text.
+    """
+
+    architecture: str
+    config: Mapping[str, Any]
+    write_tokenizer: Callable[[Path], Path] = write_tokenizer
+    first_token: str | None = None
+
+
+FAMILIES = {
+    "qwen2": Family("Qwen2", {"model_type": "qwen2", "use_sliding_window": False}),
+    "qwen3": Family(
+        "Qwen3", {"model_type": "qwen3", "use_sliding_window": False, "head_dim": 32, "attention_bias": False}
+    ),
+    "llama": Family("Llama", {"model_type": "llama"}, write_sentencepiece_tokenizer, "<s>"),
+    "llama3": Family(
+        "Llama",
+        {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": LLAMA3_SCALING},
+        write_llama3_tokenizer,
+        "<|begin_of_text|>",
+    ),
+    "mistral": Family(
+        "Mistral",
+        {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
+        write_sentencepiece_tokenizer,
+        "<s>",
+    ),
+}
+"""Rows of the tests of model families. Heads of 32 values make attention wider than `hidden`."""
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -136,16 +144,16 @@ def pickled_tensor(
 
 
 def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """A Qwen2 decoder with weights at a scale where every part of it matters to the outcome."""
+    """A decoder with weights at a scale where every part of it matters to the outcome."""
     rng = np.random.default_rng(seed)
     hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
-    width, head_dim = config["intermediate_size"], hidden // heads
+    width, head_dim = config["intermediate_size"], config.get("head_dim") or hidden // heads
 
     def normal(*shape: int, scale: float) -> np.ndarray:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
-    def norm() -> np.ndarray:
-        return 1 + normal(hidden, scale=0.2)
+    def norm(size: int = hidden) -> np.ndarray:
+        return 1 + normal(size, scale=0.2)
 
     tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden, scale=0.3)}
     for layer in range(config["num_hidden_layers"]):
@@ -153,7 +161,10 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, np.ndarray
         for kind, outputs in (("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
             sharp = 1.0 if kind == "v" else 2.0  # queries and keys that look at few tokens, not at all alike
             tensors[f"{prefix}.self_attn.{kind}_proj.weight"] = normal(outputs, hidden, scale=sharp * hidden**-0.5)
-            tensors[f"{prefix}.self_attn.{kind}_proj.bias"] = normal(outputs, scale=0.3)
+            if config["model_type"] == "qwen2":
+                tensors[f"{prefix}.self_attn.{kind}_proj.bias"] = normal(outputs, scale=0.3)
+            if config["model_type"] == "qwen3" and kind != "v":
+                tensors[f"{prefix}.self_attn.{kind}_norm.weight"] = 1 + norm(head_dim)
         tensors[f"{prefix}.self_attn.o_proj.weight"] = normal(hidden, heads * head_dim, scale=hidden**-0.5)
         for kind in ("gate", "up"):
             tensors[f"{prefix}.mlp.{kind}_proj.weight"] = normal(width, hidden, scale=hidden**-0.5)
@@ -171,6 +182,7 @@ def write_checkpoint(
     dtype: str = "bf16",
     shards: int = 1,
     *,
+    family: str = "qwen2",
     tied: bool = True,
     seed: int = 0,
     drop: Sequence[str] = (),
@@ -179,7 +191,8 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint folder and return it.
 
-    `head`: sigmoid, two_class, token_class, or none. `drop` leaves tensors out, `replace` puts others in their place,
+    `head`: sigmoid, two_class, token_class, or none. `family`: a row of FAMILIES, whose tokenizer the caller gives.
+    `drop` leaves tensors out, `replace` puts others in their place,
     `overrides` go to config.json.
     """
     import ml_dtypes
@@ -187,9 +200,9 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     tokens = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     size = len(tokens["model"]["vocab"]) + len(tokens["added_tokens"])
+    row = FAMILIES[family]
     config: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [f"{row.architecture}ForCausalLM"],
         "hidden_act": "silu",
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -200,9 +213,9 @@ def write_checkpoint(
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "rope_scaling": None,
-        "use_sliding_window": False,
         "tie_word_embeddings": tied,
         "vocab_size": -(-size // 64) * 64,
+        **row.config,
     } | overrides
     rng = np.random.default_rng(seed + 1)
     hidden = config["hidden_size"]
@@ -216,11 +229,11 @@ def write_checkpoint(
     if head == "sigmoid":
         write_reward_head(folder / "reward_head.pt", linear(1, 1.5), np.array([0.1], dtype=np.float32))
     elif head == "two_class":
-        config["architectures"], config["num_labels"] = ["Qwen2ForProcessRewardModel"], 2
+        config["architectures"], config["num_labels"] = [f"{row.architecture}ForProcessRewardModel"], 2
         tensors |= {"score.0.weight": linear(hidden, 1.0), "score.0.bias": linear(1, 1.0)[0]}
         tensors |= {"score.2.weight": linear(2, 1.5), "score.2.bias": np.array([0.1, -0.1], dtype=np.float32)}
     elif head == "token_class":
-        config["architectures"], config["num_labels"] = ["Qwen2ForTokenClassification"], 2
+        config["architectures"], config["num_labels"] = [f"{row.architecture}ForTokenClassification"], 2
         tensors |= {"score.weight": linear(2, 1.1), "score.bias": np.array([-0.1, 0.1], dtype=np.float32)}
     kind = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
     tensors = {name: values.astype(kind) for name, values in tensors.items() if name not in drop}
@@ -235,7 +248,7 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": None, "eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE})
+        json.dumps({"bos_token": row.first_token, "eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE})
     )
     return folder
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import edge_prm
 from edge_prm.cores import usable_cores
 from edge_prm.manifest import Manifest
-from edge_prm_bench.precision import can_use_gpu
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Engine:
 
     def for_reference(self, manifest: Manifest) -> Engine:
         """The options for a reference bundle: the CPU where its engine has no GPU, whatever the device option says."""
-        return self if can_use_gpu(manifest) else replace(self, device="auto", gpu_layers=None)
+        return self if "gpu" in manifest.recipe.devices else replace(self, device="auto", gpu_layers=None)
 
 
 def device_of(prm: edge_prm.PRM) -> str:

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_prm.aggregate import default_aggregate
 from edge_prm.encode import TOKENIZER_NAME
 from edge_prm.errors import InputError
+from edge_prm.head import HEADS
 from edge_prm.manifest import Manifest, read_manifest
-from edge_prm_bench import precision
 from edge_prm_bench.reference.file import Provenance, Reference, read_reference
 
 
@@ -64,7 +63,7 @@ def bundle_scorer(folder: Path, manifest: Manifest, name: str, aggregate: str | 
         place=folder,
         identity=Identity(manifest.source.sha256, manifest.files[TOKENIZER_NAME].sha256, as_json(reads)),
         aggregate=aggregate or manifest.head.default_aggregate,
-        rounding=0 if precision.is_exact(manifest) else 1 if precision.has_full_weights(manifest) else 2,
+        rounding=0 if manifest.recipe.exact else 1 if manifest.recipe.full_precision else 2,
         manifest=manifest,
     )
 
@@ -77,13 +76,13 @@ def reference_scorer(path: Path, aggregate: str | None) -> BundleScorer | Refere
     if not path.is_dir():
         return _of_file(path, read_reference(path), aggregate)
     manifest = read_manifest(path)
-    if not precision.has_full_weights(manifest):
+    if not manifest.recipe.full_precision:
         raise InputError(
             f"{path} is a bundle of recipe {manifest.recipe.name}; a reference has full precision: export it with "
             "--fp32, or make a reference file with `edge-prm bench reference`"
         )
-    cache = "" if precision.is_exact(manifest) else ", KV cache in fp16"
-    return bundle_scorer(path, manifest, f"{manifest.source.name} fp32, {manifest.backend}{cache}", aggregate)
+    cache = "" if manifest.recipe.exact else f", KV cache in {manifest.recipe.kv_dtype}"
+    return bundle_scorer(path, manifest, f"{manifest.source.name} fp32, {manifest.recipe.engine}{cache}", aggregate)
 
 
 def _of_file(path: Path, reference: Reference, aggregate: str | None) -> ReferenceScorer:
@@ -93,7 +92,7 @@ def _of_file(path: Path, reference: Reference, aggregate: str | None) -> Referen
         name=f"{checkpoint.name} {run.dtype}, torch{batch}",
         place=path,
         identity=Identity(checkpoint.sha256, checkpoint.tokenizer_sha256, _reads(reference.provenance)),
-        aggregate=aggregate or default_aggregate(checkpoint.head),
+        aggregate=aggregate or HEADS[checkpoint.head].aggregate,
         rounding=0 if run.dtype == "fp32" else 2,
         reference=reference,
     )
@@ -138,7 +137,7 @@ def _check_pair(bundle: Scorer, reference: Scorer) -> None:
             f"{reference.place} was made with another tokenizer.json than {bundle.place} holds; make it again from the "
             "checkpoint as it is"
         )
-    for name in ours.reads.keys() & theirs.reads.keys():
+    for name in (ours.reads.keys() & theirs.reads.keys()) - {"convention"}:  # a name, which decides no token
         if ours.reads[name] != theirs.reads[name]:
             raise InputError(
                 f"{reference.place} was made with {name} {theirs.reads[name]!r} and {bundle.place} has "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_prm.errors import EdgePRMError
-from edge_prm_bench import precision, scoring
+from edge_prm_bench import scoring
 from edge_prm_bench.engine import default_threads, device_of
 from edge_prm_bench.file_fidelity import FileFidelity, file_fidelity
 from edge_prm_bench.file_quality import FileQuality, file_quality, fitted_thresholds
@@ -164,7 +164,7 @@ def _bundle_result(scorer: BundleScorer, speeds: _Speeds, scores: _Scores) -> Bu
     return BundleResult(
         name=scorer.name,
         source=manifest.source.name,
-        recipe=precision.recipe_label(manifest),
+        recipe=manifest.recipe.label,
         head=manifest.head.kind,
         size_gb=sum(entry.bytes for entry in manifest.files.values()) / 1e9,
         golden=manifest.fidelity,

@@ -1,20 +1,23 @@
 """Engines. Token ids go in, rewards at read positions come out; no text and no tokenizer below this line.
 
-A new engine is one file with a `load_model(bundle, threads, device, gpu_layers)` that returns a Model, one line in
-`MODULES`, and one row in the contract test.
+A new engine is one module with a `load_model(bundle, options)` that returns a Model, one row of
+`edge_prm.recipe.ENGINES`, and one row in the contract test.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends.options import DEVICES as DEVICES
+from edge_prm.backends.options import EngineOptions as EngineOptions
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError, InputError
+from edge_prm.recipe import ENGINES
 
 
 class Backend(Protocol):
@@ -32,7 +35,7 @@ class Backend(Protocol):
         """Append `ids`, int64 `[tokens]`, and return the rewards at `read_at` (ascending indices into `ids`).
 
         Returns float32 `[len(read_at)]`, the same bits in whatever pieces a sequence is extended (llama.cpp: the same
-        within the manifest's `stream_tolerance`). BackendError when the engine fails; the cache then holds what it
+        within the recipe's incremental tolerance). BackendError when the engine fails; the cache then holds what it
         held before, or a part of `ids` more. An exception that a signal raises in the main thread ends the run.
         """
 
@@ -49,12 +52,12 @@ class Backend(Protocol):
 class Model(Protocol):
     """Loaded weights, shared by any number of sequences and threads, of the process that loaded them.
 
-    A model that nobody holds any more frees its weights.
+    A model that nobody references any more frees its weights.
     """
 
     spare: Callable[[], None] | None
-    """Called when no other sequence can be started: whoever holds one that it does not need closes it. An engine
-    without such a limit never calls it."""
+    """Set by PRM, and called when no other sequence can be started: a holder of one that it does not need closes it.
+    An engine without such a limit never calls it."""
 
     def start(self) -> Backend:
         """Return an empty sequence. BackendError in a forked child, or when the bundle was overwritten since."""
@@ -63,35 +66,25 @@ class Model(Protocol):
         """Free the weights."""
 
 
-MODULES = {
-    "onnx": "edge_prm.backends.onnx.native",
-    "gguf": "edge_prm.backends.gguf.model",
-    "optimum": "edge_prm.backends.onnx.traced",
-}
-DEVICES = ("auto", "cpu", "gpu")
+def load_model(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Model:  # noqa: B008 - frozen
+    """Load a bundle's weights with its engine.
 
-
-def load_model(bundle: Bundle, backend: str, threads: int | None, device: str, gpu_layers: int | None = None) -> Model:
-    """Load a bundle's weights with the engine it was exported for; InputError for a backend that cannot read it."""
-    made_for = bundle.manifest.backend
-    if backend not in ("auto", *MODULES):
-        raise InputError(f"backend {backend!r} is not known; choose auto or one of {', '.join(MODULES)}")
-    if backend not in ("auto", made_for) or made_for not in MODULES:
-        raise InputError(f"{bundle.folder} was exported for backend {made_for!r}; it cannot run on {backend!r}")
-    if device not in DEVICES:
-        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}")
-    threads, gpu_layers = _plain(threads), _plain(gpu_layers)
-    if threads is not None and not _whole(threads, 1):
+    InputError for an engine that this version does not know, for a bad option, and for a device that the bundle's
+    recipe does not run on; BackendError when the engine refuses the weights; MissingExtraError when it is not
+    installed.
+    """
+    recipe = bundle.manifest.recipe
+    if recipe.engine not in ENGINES:
         raise InputError(
-            f"threads is {threads!r}; give a whole number from 1 up, or None for one per core that this process may use"
+            f"{bundle.folder} was exported for engine {recipe.engine!r}, and this version has {', '.join(ENGINES)}; "
+            "update edge-prm"
         )
-    if gpu_layers is not None and not _whole(gpu_layers, 0):
-        raise InputError(f"gpu_layers is {gpu_layers!r}; give a whole number from 0 up, or None for all that fit")
-    if made_for != "gguf" and (device == "gpu" or gpu_layers):
+    options = options.checked()
+    if "gpu" not in recipe.devices and (options.device == "gpu" or options.gpu_layers):
         raise InputError(
             f"{bundle.folder} is an ONNX bundle, and this version runs those on the CPU; for a GPU export with --gguf"
         )
-    model: Model = importlib.import_module(MODULES[made_for]).load_model(bundle, threads, device, gpu_layers)
+    model: Model = importlib.import_module(ENGINES[recipe.engine].module).load_model(bundle, options)
     return model
 
 
@@ -111,12 +104,3 @@ def check_trim(to: int, held: int) -> None:
     """BackendError unless a cache of `held` tokens can be cut down to `to`."""
     if not 0 <= to <= held:
         raise BackendError(f"cannot trim to {to} tokens: the cache holds {held}")
-
-
-def _plain(value: Any) -> Any:
-    """A numpy integer as Python's own; anything else as it is."""
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

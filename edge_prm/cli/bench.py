@@ -147,8 +147,8 @@ def quality(bundles: tuple[Path, ...], **given: Any) -> None:
 @option.threads
 def reference(
     source: str, data: Path, output: Path, limit: int | None, split: str, dtype: str, device: str, batch_size: int,
-    revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None, between: str | None,
-    after_step: str | None, threads: int | None, **given: Any,
+    revision: str | None, convention: str | None, separator: str | None, good_token: str | None,
+    bad_token: str | None, between: str | None, after_step: str | None, threads: int | None, **given: Any,
 ) -> None:  # fmt: skip
     """Score DATA once with a full-precision checkpoint in torch.
 
@@ -161,7 +161,7 @@ def reference(
     from edge_prm_bench.reference.make import make_reference
 
     pair = option.token_pair(good_token, bad_token)
-    described = _described(source, revision, pair, separator, between, after_step)
+    described = _described(source, revision, pair, convention, separator, between, after_step)
     own = described.manifest.input.separator_text
     rows = read_data(
         data, limit=limit, split=split, fields=option.take_fields(given), separators=[own] if own else []
@@ -187,8 +187,8 @@ def reference(
 
 
 def _described(
-    source: str, revision: str | None, pair: tuple[str, str] | None, separator: str | None, between: str | None,
-    after_step: str | None,
+    source: str, revision: str | None, pair: tuple[str, str] | None, convention: str | None, separator: str | None,
+    between: str | None, after_step: str | None,
 ) -> Described:  # fmt: skip
     """A checkpoint as the exporter describes it: the benchmark itself never imports the exporter."""
     from functools import partial
@@ -197,22 +197,21 @@ def _described(
 
     check_extra("reference")
     from edge_prm.encode import TOKENIZER_NAME
-    from edge_prm.manifest import Recipe
+    from edge_prm.recipe import RECIPES
     from edge_prm_bench.reference.torch_model import Described
+    from edge_prm_export.checkpoint.conventions import Given
     from edge_prm_export.checkpoint.files import open_checkpoint
-    from edge_prm_export.checkpoint.head import read_head
-    from edge_prm_export.checkpoint.template import input_format
+    from edge_prm_export.checkpoint.template import head_and_format
     from edge_prm_export.checkpoint.tokenizer import open_tokenizer, token_id
     from edge_prm_export.exporter import describe
     from edge_prm_export.optimum.torch_checkpoint import OwnTokenizer, load_causal_lm, load_decoder
 
     checkpoint = open_checkpoint(source, revision, native=False)
-    head = read_head(checkpoint, pair)
-    form = input_format(checkpoint, head.kind, separator, between, after_step, *head.tokens[:1])
+    head, form = head_and_format(checkpoint, Given(convention, separator, between, after_step, pair))
     tokenizer = open_tokenizer(checkpoint)
     own = OwnTokenizer(checkpoint.folder, form, *head.tokens[:1])
     return Described(
-        manifest=describe(checkpoint, head, form, "onnx", Recipe("fp32"), {}),
+        manifest=describe(checkpoint, head, form, RECIPES["onnx", "fp32"], {}),
         tokenizer_file=checkpoint.folder / TOKENIZER_NAME,
         layers=() if head.tokens else head.layers,
         pair=tuple(token_id(checkpoint, tokenizer, token) for token in reversed(head.tokens)),

@@ -89,8 +89,9 @@ def main() -> None:
 @option.as_json
 def export(
     source: str, recipe: str, gguf: bool, gguf_type: str | None, rotate: bool | None, reduce_range: bool,
-    output: Path | None, revision: str | None, separator: str | None, good_token: str | None, bad_token: str | None,
-    between: str | None, after_step: str | None, exporter: str, force: bool, as_json: bool,
+    output: Path | None, revision: str | None, convention: str | None, separator: str | None,
+    good_token: str | None, bad_token: str | None, between: str | None, after_step: str | None,
+    exporter: str, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint into a bundle, without torch (but for --exporter optimum).
 
@@ -104,7 +105,7 @@ def export(
     folder = edge_prm_export.export(
         source, output, recipe=recipe, gguf=gguf or gguf_type is not None, gguf_type=gguf_type, rotate=rotate,
         revision=revision, reduce_range=reduce_range, separator=separator, between=between, after_step=after_step,
-        token_pair=token_pair,
+        token_pair=token_pair, format=convention,
         exporter=exporter, force=force, progress=show_progress,
     )  # fmt: skip
     manifest = read_manifest(folder)
@@ -126,7 +127,7 @@ def export(
         head = f"{manifest.head.kind} head, separator {manifest.input.separator!r}"
         what = f"{manifest.recipe.name}, {head}, {size / 1e9:.2f} GB"
         click.echo(
-            f"{folder}: {what}; {fidelity.rewards} golden rewards within "
+            f"{folder}: {what}; {fidelity.reward_count} golden rewards within "
             f"{fidelity.max_difference:.4f} of full precision (mean {fidelity.mean_difference:.4f})"
         )
     if dated := manifest.input.dated:
@@ -162,7 +163,7 @@ def info(bundle: Path, as_json: bool) -> None:
     }
     if fidelity := manifest.fidelity:
         facts["golden"] = (
-            f"{fidelity.rewards} rewards within {fidelity.max_difference:.4f} of {fidelity.reference} "
+            f"{fidelity.reward_count} rewards within {fidelity.max_difference:.4f} of {fidelity.reference} "
             f"(limit {fidelity.tolerance:g})"
         )
         if not fidelity.within_tolerance:
@@ -185,8 +186,7 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
     Exit code 1 when they cannot be trusted: the sentence, and `verdict` in JSON, say whether this device's kernels are
     the cause (`device`), or the recipe is too coarse for the checkpoint on any device (`recipe`).
     """
-    from dataclasses import asdict
-
+    from edge_prm.backends import EngineOptions
     from edge_prm.bundle import open_bundle
     from edge_prm.check import check_bundle
     from edge_prm.manifest import read_manifest
@@ -194,8 +194,8 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
     size = sum(entry.bytes for entry in read_manifest(bundle).files.values())
     with show_progress("verifying hashes", size) as advance:
         opened = open_bundle(bundle, verify_all=True, progress=advance)
-    result = check_bundle(opened, threads=threads, device=device, gpu_layers=gpu_layers)
-    click.echo(json.dumps(asdict(result)) if as_json else result.sentence)
+    result = check_bundle(opened, EngineOptions(threads, device, gpu_layers))
+    click.echo(json.dumps(result.as_dict()) if as_json else result.sentence)
     if not result.trusted:
         sys.exit(EXIT_SOME_FAILED)
 

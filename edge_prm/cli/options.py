@@ -46,6 +46,13 @@ weak = click.option(
 )
 conventions = options(
     click.option(
+        "--format",
+        "convention",
+        metavar="NAME",
+        help="Input convention: reasonflux, qwen-math-prm, trl, math-shepherd, rlhflow, er-prm or skywork-o1 "
+        "(default: by the checkpoint's head). The next options override its pieces.",
+    ),
+    click.option(
         "--separator",
         callback=unescaped,
         help="Step separator: a token, text or tag (default: the checkpoint's); \\n and \\t are read.",

@@ -110,7 +110,7 @@ def rank(
             job.failed(record, f"it has one answer ({record.format}) and no candidates; `edge-prm score` scores it", "")
             return
         tried, notes = _candidates(prm, record, split, job)
-        result = prm.rank(record.prompt, tried, aggregate=aggregate, early_stop=early_stop, threshold=give_up_below)
+        result = prm.rank(record.prompt, tried, aggregate=aggregate, early_stop=early_stop, prune_below=give_up_below)
         for index, error in sorted(result.errors.items()):
             job.failed(record, str(error).removeprefix(f"candidate {index}: "), f"candidate {index}")
         job.done += any(score is not None for score in result.candidates)

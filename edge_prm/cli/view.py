@@ -59,13 +59,13 @@ def score_lines(row_id: Any, score: Score, weak_below: float) -> list[str]:
 def ranking_lines(row_id: Any, ranking: Ranking, weak_below: float) -> list[str]:
     """Lines of the view of a ranked row: the best first, then those that were pruned, then those without a score."""
     scored = [(index, score) for index, score in enumerate(ranking.candidates) if score is not None]
-    scored.sort(key=lambda pair: (pair[0] in ranking.stopped, -pair[1].score))
+    scored.sort(key=lambda pair: (pair[0] in ranking.pruned, -pair[1].score))
     name = f", {scored[0][1].aggregate}" if scored else ""
     head = f"{one_line(str(row_id), 80)}  {plural(len(ranking.candidates), 'candidate')}{name}"
     lines = [click.style(head, bold=True)]
     for index, score in scored:
         mark = click.style(" ◀ best", fg="green", bold=True) if index == ranking.best else ""
-        if index in ranking.stopped:
+        if index in ranking.pruned:
             mark = click.style(" given up", dim=True)
         text = " ".join(step.text for step in score.steps)
         lines.append(_line(f"{index:4d} ", score.score, score.score / highest(score.aggregate), weak_below, text, mark))

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_prm.errors import InputError
-from edge_prm.records.files import FileRow, file_rows
+from edge_prm.records.file_row import FileRow
+from edge_prm.records.files import file_rows
 from edge_prm.records.formats import read_row
 from edge_prm.records.record import BadRow, Candidate, Fields, Record
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edge_prm.bundle import sha256_of
 from edge_prm.encode import Encoded, Encoder
+from edge_prm.head import Head
 from edge_prm.manifest import FileEntry, Manifest, Recipe
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
 from edge_prm_export.progress import Progress
 
 EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
@@ -19,14 +19,17 @@ EncodedTexts = list[tuple[str, tuple[str, ...], Encoded]]
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a writer of weights is given. `manifest` tells all but recipe, weights and golden rewards; of several
-    `recipes` the writer chooses."""
+    """What a writer of weights is given.
+
+    `folder` is empty but for the tokenizer. `manifest` is complete except for recipe, weights and golden rewards; the
+    writer chooses one of `recipes`.
+    """
 
     folder: Path
     recipes: tuple[Recipe, ...]
     manifest: Manifest
     checkpoint: Checkpoint
-    head: RewardHead
+    head: Head
     encoder: Encoder
     golden: EncodedTexts
     progress: Progress
@@ -34,8 +37,8 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What a writer of weights leaves behind: the recipe that it chose among those it was given, its files, and the
-    golden texts' rewards in full precision."""
+    """What a writer of weights returns: its choice of recipe, its files, and the rewards of the golden texts in full
+    precision, a list for each text. `reference` names what computed these."""
 
     recipe: Recipe
     files: Mapping[str, FileEntry]
@@ -44,4 +47,5 @@ class ExportResult:
 
 
 def file_entry(path: Path) -> FileEntry:
+    """The hash and the size of a file."""
     return FileEntry(sha256_of(path), path.stat().st_size)

@@ -1,81 +1,84 @@
-"""What a bundle can be exported as: for each backend its recipes, and how far each may be from full precision."""
+"""What a bundle can be exported as: options of an export -> recipes of the runtime's table.
+
+A recipe of ONNX needs a row of `edge_prm.recipe.RECIPES` and Linears that write it; one of GGUF a row there and, where
+llama.cpp's own quantizer does not write it, a row in DIRECT.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_prm.errors import InputError
-from edge_prm.manifest import Recipe
+from edge_prm.extras import check_extra
+from edge_prm.recipe import RECIPES as ALL
+from edge_prm.recipe import Recipe
+from edge_prm.source import name_of
+
+EXPORTERS = ("auto", "native", "optimum")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What writes the weights for an engine: module and function, the extras it needs, and the bits for each value of
+    the checkpoint that it holds on disk besides the bundle."""
+
+    module: str
+    extras: tuple[str, ...]
+    scratch_bits: float = 0.0
+
+
+WRITERS = {
+    "onnx": Writer("edge_prm_export.onnx.decoder", ("export",)),
+    "gguf": Writer("edge_prm_export.gguf.bundle", ("export", "gguf")),
+    "optimum": Writer("edge_prm_export.optimum.trace", ("optimum",), scratch_bits=32),  # its graph in fp32
+}
+"""engine -> writer: its `write_model(job)` is called."""
 
 
 @dataclass(frozen=True)
 class GgufType:
-    """A type of llama.cpp's: `direct` ones are written as they are, the others by llama.cpp's own quantizer.
-
-    `bits` per weight of a linear layer, block scales included. `tolerance`: see `TOLERANCES`.
-    """
+    """A ggml type of weights: `direct` ones are written by this exporter, the others by llama.cpp's own quantizer."""
 
     bits: float
-    tolerance: float
-    direct: bool = False
+    direct: bool
 
 
+DIRECT = ("F32", "F16", "BF16", "Q8_0")
 GGUF_TYPES = {
-    "F32": GgufType(32, 0.02, direct=True),
-    "F16": GgufType(16, 0.02, direct=True),
-    "BF16": GgufType(16, 0.06, direct=True),
-    "Q8_0": GgufType(8.5, 0.06, direct=True),
-    "Q6_K": GgufType(6.6, 0.10),
-    "Q5_K_M": GgufType(5.7, 0.15),
-    "Q5_K_S": GgufType(5.5, 0.15),
-    "Q5_1": GgufType(6.0, 0.15),
-    "Q5_0": GgufType(5.5, 0.15),
-    "Q4_K_M": GgufType(4.9, 0.25),
-    "Q4_K_S": GgufType(4.6, 0.25),
-    "Q4_1": GgufType(5.0, 0.25),
-    "Q4_0": GgufType(4.5, 0.25),
-    "IQ4_NL": GgufType(4.5, 0.25),
-    "IQ4_XS": GgufType(4.3, 0.25),
-    "Q3_K_L": GgufType(4.3, 0.40),
-    "Q3_K_M": GgufType(3.9, 0.40),
-    "Q3_K_S": GgufType(3.5, 0.40),
-    "Q2_K": GgufType(3.2, 0.60),
+    name.upper(): GgufType(recipe.bits, name.upper() in DIRECT)
+    for (engine, name), recipe in ALL.items()
+    if engine == "gguf"
 }
 GGUF_RECIPES = {"int8": "Q8_0", "int4": "Q4_K_M", "fp16": "F16", "fp32": "F32"}
-ONNX_RECIPES = ("int8", "fp32")
+ONNX_RECIPES = tuple(name for engine, name in ALL if engine == "onnx")
 RECIPES = tuple(dict.fromkeys((*ONNX_RECIPES, *GGUF_RECIPES)))
-EXPORTERS = ("auto", "native", "optimum")
-EXACT = ("fp32",)
-"""Recipes that round nothing: outside its tolerance, such a bundle is a wrong graph and not a coarse recipe."""
-TOLERANCES = {"int8": 0.06, "fp32": 1e-3, **{name.lower(): type_.tolerance for name, type_ in GGUF_TYPES.items()}}
-"""Largest difference of a golden reward from full precision that a recipe may give on any device: several times what
-its rounding alone gives, far below what saturating or broken kernels give. GGUF has a KV cache in fp16, even as F32."""
-OPTIMUM_TOLERANCES = {"int8": 0.12, "fp32": 1e-3}
-"""Its int8 is coarser: no rotation of the residual stream, no error compensation."""
-STREAM_TOLERANCES = {"onnx": 0.0, "gguf": 0.02, "optimum": 0.02}
-"""Largest difference of a golden reward step by step from one shot. Above zero where an engine multiplies runs of
-different lengths with different kernels, and a last bit that differs can flip an 8-bit rounding behind it."""
+"""Names that an export takes as its recipe."""
 
 
-def tolerance_of(backend: str, recipe: Recipe) -> float:
-    return (OPTIMUM_TOLERANCES if backend == "optimum" else TOLERANCES)[recipe.name]
+def recipes_for(
+    engine: str, recipe: str, reduce_range: bool, gguf_type: str | None, rotate: bool | None
+) -> tuple[Recipe, ...]:
+    """The recipes that a writer may choose from; InputError for options that do not go together."""
+    if engine == "gguf":
+        return _gguf_recipes(recipe, gguf_type, rotate, reduce_range)
+    if gguf_type is not None or rotate is not None:
+        raise InputError("gguf_type and rotate are options of a GGUF bundle; ask for one with --gguf")
+    return (_onnx_recipe(engine, recipe, reduce_range),)
 
 
-def onnx_recipes(recipe: str, reduce_range: bool) -> tuple[Recipe, ...]:
-    """Check the options of an ONNX bundle; InputError that names the right ones."""
-    if recipe not in ONNX_RECIPES:
-        more = f"; {recipe} goes with --gguf" if recipe in GGUF_RECIPES else ""
-        raise InputError(f"recipe {recipe!r} is not known to ONNX; choose one of {', '.join(ONNX_RECIPES)}{more}")
-    if reduce_range and recipe != "int8":
-        raise InputError(f"reduce_range goes with recipe int8; {recipe} has no 8-bit weights to reduce")
-    return (Recipe(recipe, reduce_range),)
+def _onnx_recipe(engine: str, name: str, reduce_range: bool) -> Recipe:
+    if name not in ONNX_RECIPES:
+        more = f"; {name} goes with --gguf" if name in GGUF_RECIPES else ""
+        raise InputError(f"recipe {name!r} is not known to ONNX; choose one of {', '.join(ONNX_RECIPES)}{more}")
+    recipe = ALL[engine, name]
+    if reduce_range and not recipe.reducible:
+        raise InputError(f"reduce_range goes with recipe int8; {name} has no 8-bit weights to reduce")
+    return recipe.with_weights(reduce_range=reduce_range)
 
 
-def gguf_recipes(recipe: str, gguf_type: str | None, rotate: bool | None, reduce_range: bool) -> tuple[Recipe, ...]:
-    """Check the options of a GGUF bundle; without a word about `rotate`, both ways of few bits are to be tried.
-
-    A recipe's name is the ggml type, small.
-    """
+def _gguf_recipes(recipe: str, gguf_type: str | None, rotate: bool | None, reduce_range: bool) -> tuple[Recipe, ...]:
+    """Where `rotate` is not given, both ways are tried for few bits. A recipe's name is the ggml type in lower case."""
     if reduce_range:
         raise InputError("reduce_range is for ONNX bundles: llama.cpp's kernels do not saturate; leave it out")
     if gguf_type is None and recipe not in GGUF_RECIPES:
@@ -83,7 +86,33 @@ def gguf_recipes(recipe: str, gguf_type: str | None, rotate: bool | None, reduce
     name = (gguf_type or GGUF_RECIPES[recipe]).upper()
     if name not in GGUF_TYPES:
         raise InputError(f"gguf_type {gguf_type!r} is not known; choose one of {', '.join(GGUF_TYPES)}")
+    plain = ALL["gguf", name.lower()]
     if rotate is not None:
-        return (Recipe(name.lower(), rotated=rotate),)
-    plain, rotated = Recipe(name.lower()), Recipe(name.lower(), rotated=True)
-    return (plain,) if GGUF_TYPES[name].bits >= 16 else (plain, rotated)
+        return (plain.with_weights(rotated=rotate),)
+    return (plain,) if plain.bits >= 16 else (plain, plain.with_weights(rotated=True))
+
+
+def for_engine(recipes: tuple[Recipe, ...], engine: str) -> tuple[Recipe, ...]:
+    """The same recipes for another engine that reads the same files."""
+    return tuple(ALL[engine, recipe.name].with_weights(reduce_range=recipe.reduce_range) for recipe in recipes)
+
+
+def check_modules(engine: str) -> None:
+    """MissingExtraError that names every module an export needs that is not installed."""
+    for extra in WRITERS[engine].extras:
+        check_extra(extra)
+
+
+def default_output(source: str, recipe: Recipe) -> Path:
+    """A folder in the current one, named after checkpoint and recipe."""
+    engine = "" if recipe.engine == "onnx" else f"-{recipe.engine}"
+    return Path(f"{name_of(source)}{engine}-{recipe.name}" + ("-reduced" if recipe.reduce_range else ""))
+
+
+def bits_on_disk(recipes: tuple[Recipe, ...]) -> float:
+    """Bits for each weight that an export holds at its largest: bundles to choose between, and what is left over from
+    steps in between."""
+    engine = recipes[0].engine
+    quantized = engine == "gguf" and not GGUF_TYPES[recipes[0].name.upper()].direct
+    scratch = 16.0 if quantized else WRITERS[engine].scratch_bits  # llama.cpp's quantizer reads F16
+    return sum(recipe.bits for recipe in recipes) + scratch

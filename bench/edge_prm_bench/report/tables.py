@@ -72,7 +72,7 @@ def _render(table: Table, style: str) -> str:
 
 def _golden(results: Results) -> Table:
     rows = tuple(
-        (b.name, str(g.rewards), number(g.mean_difference), number(g.max_difference), g.reference)
+        (b.name, str(g.reward_count), number(g.mean_difference), number(g.max_difference), g.reference)
         for b in results.bundles
         if (g := b.golden) is not None
     )

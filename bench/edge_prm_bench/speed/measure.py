@@ -8,7 +8,6 @@ from typing import Any
 
 import edge_prm
 from edge_prm_bench.engine import Engine, device_of
-from edge_prm_bench.precision import multiplies_int8
 from edge_prm_bench.results import FixedLength, Options, Speed, Timed
 from edge_prm_bench.scorers import BundleScorer
 from edge_prm_bench.speed import latency, process
@@ -42,7 +41,8 @@ def measure_speed(scorer: BundleScorer, options: Options, gops: float, progress:
         advance(1)
         sweep = _sweep(scorer, options, nearest.tokens, advance)
     rate = nearest.tokens_per_second
-    share = rate * latency.gop_per_token(scorer.manifest) / gops if multiplies_int8(scorer.manifest) else None
+    manifest = scorer.manifest
+    share = rate * latency.gop_per_token(manifest) / gops if manifest.recipe.reducible else None
     fixed = FixedLength(nearest.tokens, rate, share, sweep, energy)
     return Speed(load, tuple(prefill), push, rank, peaks, fixed), device
 

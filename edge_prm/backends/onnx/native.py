@@ -4,8 +4,8 @@ Two facts of this engine are handled here and nowhere else.
 
 It multiplies a lone row with another kernel than two or more, with other rounding, and its attention works through the
 queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a lone row: no
-run has 1, 17, 33, ... tokens. One more is computed behind them and forgotten again; what stands behind a token cannot
-change it. Nor does a run read fewer than two positions.
+run has 1, 17, 33, ... tokens. One more is computed after them and forgotten again; a token does not depend on later
+ones. Nor does a run read fewer than two positions.
 
 Its attention writes new keys and values into the very buffer that holds the old ones when input and output are bound to
 one address: so `trim` is a change of offset, and nothing is ever copied.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.guest import log_fallback
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import OnnxSession
@@ -31,31 +31,34 @@ QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever t
 _FEWEST_READ = 2
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OnnxModel:
-    if device == "auto":
+def load_model(bundle: Bundle, options: EngineOptions) -> OnnxModel:
+    """Load a graph; raises as `edge_prm.backends.load_model` does."""
+    if options.device == "auto":
         log_fallback("this version runs ONNX bundles on the CPU")
-    return OnnxModel(bundle, threads)
+    return OnnxModel(bundle, options)
 
 
 class OnnxModel:
     """A graph of our own in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 - frozen
         self.architecture = bundle.manifest.architecture
         self.context_length = bundle.manifest.context_length
-        self._session = OnnxSession(bundle, threads)
+        self._session = OnnxSession(bundle, options)
 
     def start(self) -> OnnxBackend:
+        """Return an empty sequence; BackendError when a file of the weights was overwritten."""
         self._session.check()
         return OnnxBackend(self)
 
     def close(self) -> None:
+        """Free the weights, after a run of another thread."""
         self._session.close()
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Run one chunk behind `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
+        """Run one chunk after `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
 
         def call(session: Any, options: Any) -> npt.NDArray[np.float32]:
             binding = session.io_binding()
@@ -86,13 +89,16 @@ class OnnxBackend:
 
     @property
     def offset(self) -> int:
+        """Tokens that the cache holds."""
         return self._offset
 
     @property
     def computed(self) -> int:
+        """Tokens run through the model since the start."""
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
         self._reserve(self._offset + len(ids) + 1)
         rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS)]
         return np.concatenate(rewards)
@@ -107,10 +113,12 @@ class OnnxBackend:
         return rewards[: len(wanted)]
 
     def trim(self, to: int) -> None:
+        """Forget all but the first `to` tokens; no data is copied."""
         check_trim(to, self._offset)
         self._offset = to
 
     def branch(self) -> OnnxBackend:
+        """Return a second sequence that begins with what this one holds."""
         other = OnnxBackend(self._model)
         other._reserve(self._offset)
         other._cache[..., : self._offset, :] = self._cache[..., : self._offset, :]
@@ -118,6 +126,7 @@ class OnnxBackend:
         return other
 
     def close(self) -> None:
+        """Free the cache."""
         self._offset = 0
         self._cache = self._allocate(0)
 

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
 from edge_prm.backends.onnx.files import check_external_data
+from edge_prm.backends.options import EngineOptions, set_options
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
 from edge_prm.encode import TOKENIZER_NAME
-from edge_prm.errors import BackendError, MissingExtraError
+from edge_prm.errors import BackendError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     import onnxruntime
 
 MODEL_NAME = "model.onnx"
+_CONFIG_PREFIXES = ("session.", "optimization.", "mlas.", "memory.", "ep.")
+"""Of session config entries, which ONNX Runtime ignores when it does not know them (its header
+onnxruntime_session_options_config_keys.h lists them)."""
 
 Result = TypeVar("Result")
 
@@ -30,9 +34,9 @@ class OnnxSession:
     A forked child opens a session of its own when it first needs it, since those of its parent have no threads there.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self._path = path = bundle.folder / MODEL_NAME
-        self._threads = threads
+        self._options = options
         self._reopen = False
         self._seconds_per_token = math.inf  # of the last run
         files = bundle.manifest.files
@@ -40,7 +44,7 @@ class OnnxSession:
         check_external_data(path, files)
         self._guest = Guest()
         self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = open_session(path, threads)
+        self._session: onnxruntime.InferenceSession | None = open_session(path, options)
         keep_after_fork(self)
 
     @property
@@ -48,7 +52,7 @@ class OnnxSession:
         """The session itself; BackendError when the model is closed."""
         if self._reopen:
             self._files.check_places()
-            self._session, self._reopen = open_session(self._path, self._threads), False
+            self._session, self._reopen = open_session(self._path, self._options), False
         if self._session is None:
             raise BackendError("the model is closed; load it again")
         return self._session
@@ -97,21 +101,36 @@ class OnnxSession:
         self._lock = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
-def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, options: EngineOptions) -> onnxruntime.InferenceSession:
     """An InferenceSession on the CPU; BackendError with the engine's reason when it cannot load the graph."""
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtraError("cpu", ["onnxruntime"]) from None
     skip_exit_handlers_after_fork()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
-    # The engine's own default binds its threads to cores: those of several processes to the same cores.
-    options.intra_op_num_threads = threads or usable_cores()
+    session_options = _session_options(onnxruntime.SessionOptions(), options)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the engine's exceptions have no common base of their own
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+
+def _session_options(session_options: Any, options: EngineOptions) -> Any:
+    """ONNX Runtime's own options with ours and those of the user; a name with a dot is a session config entry."""
+    session_options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
+    # The engine's own default binds its threads to cores: those of several processes to the same cores.
+    session_options.intra_op_num_threads = options.threads or usable_cores()
+    entries = {name: value for name, value in options.options.items() if "." in name}
+    known = [name for name in dir(session_options) if name[0] != "_" and not callable(getattr(session_options, name))]
+    attributes = {name: value for name, value in options.options.items() if name not in entries}
+    set_options(session_options, attributes, known, "ONNX Runtime")
+    for name, value in entries.items():
+        if not name.startswith(_CONFIG_PREFIXES):
+            raise InputError(
+                f"ONNX Runtime has no option {name!r}; session config entries begin with {', '.join(_CONFIG_PREFIXES)}"
+            )
+        session_options.add_session_config_entry(name, str(value))
+    return session_options
 
 
 def _run_options() -> Any:

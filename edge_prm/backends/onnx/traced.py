@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_prm.backends import check_trim, chunks
+from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.guest import log_fallback
 from edge_prm.backends.onnx.session import MODEL_NAME, OnnxSession
 from edge_prm.bundle import Bundle
@@ -25,18 +25,19 @@ _PAST, _PRESENT = "past_key_values.", "present."
 Floats = npt.NDArray[np.float32]
 
 
-def load_model(bundle: Bundle, threads: int | None, device: str, gpu_layers: int | None) -> OptimumModel:
-    if device == "auto":
+def load_model(bundle: Bundle, options: EngineOptions) -> OptimumModel:
+    """Load a graph; raises as `edge_prm.backends.load_model` does."""
+    if options.device == "auto":
         log_fallback("this version runs ONNX bundles on the CPU")
-    return OptimumModel(bundle, threads)
+    return OptimumModel(bundle, options)
 
 
 class OptimumModel:
     """A graph of optimum's in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 - frozen
         path = bundle.folder / MODEL_NAME
-        self._session = OnnxSession(bundle, threads)
+        self._session = OnnxSession(bundle, options)
         session = self._session.engine
         shape = bundle.manifest.architecture
         self._inputs = {entry.name for entry in session.get_inputs()}
@@ -50,16 +51,18 @@ class OptimumModel:
         self.empty = np.empty((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
 
     def start(self) -> OptimumBackend:
+        """Return an empty sequence; BackendError when a file of the weights was overwritten."""
         self._session.check()
         return OptimumBackend(self)
 
     def close(self) -> None:
+        """Free the weights, after a run of another thread."""
         self._session.close()
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], cache: list[Floats]
     ) -> tuple[Floats, list[Floats]]:
-        """Run one chunk behind the tokens of `cache`, float32 `[1, kv_heads, tokens, head_dim]` each; rewards and the
+        """Run one chunk after the tokens of `cache`, float32 `[1, kv_heads, tokens, head_dim]` each; rewards and the
         longer cache."""
         past = cache[0].shape[2]
         feed: dict[str, Any] = {
@@ -90,13 +93,16 @@ class OptimumBackend:
 
     @property
     def offset(self) -> int:
+        """Tokens that the cache holds."""
         return int(self._cache[0].shape[2])
 
     @property
     def computed(self) -> int:
+        """Tokens run through the model since the start."""
         return self._computed
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> Floats:
+        """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
         rewards = []
         for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS):
             read, self._cache = self._model.run(chunk, wanted, self._cache)
@@ -105,14 +111,17 @@ class OptimumBackend:
         return np.concatenate(rewards)
 
     def trim(self, to: int) -> None:
+        """Forget all but the first `to` tokens; no data is copied."""
         check_trim(to, self.offset)
         if to < self.offset:
             self._cache = [values[:, :, :to] for values in self._cache]
 
     def branch(self) -> OptimumBackend:
+        """Return a second sequence that begins with what this one holds."""
         other = OptimumBackend(self._model)
         other._cache = list(self._cache)
         return other
 
     def close(self) -> None:
+        """Free the cache."""
         self._cache = [self._model.empty] * len(self._model.cache_names)

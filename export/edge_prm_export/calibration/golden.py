@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_prm.backends import load_model
+from edge_prm.backends import EngineOptions, load_model
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, ContextLengthError
-from edge_prm.manifest import Fidelity, Golden, Manifest
+from edge_prm.manifest import Fidelity, Golden, Manifest, Validation
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.job import EncodedTexts, ExportResult
 from edge_prm_export.progress import Progress
-from edge_prm_export.recipes import EXACT, STREAM_TOLERANCES, tolerance_of
 
 Texts = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -57,31 +56,28 @@ def with_golden(
         raise CheckpointError(f"checkpoint {manifest.source.name} gives rewards that are not finite")
     fidelity = Fidelity(
         reference=written.reference,
-        rewards=len(differences),
+        reward_count=len(differences),
         mean_difference=float(differences.mean()),
         max_difference=float(differences.max()),
-        tolerance=tolerance_of(manifest.backend, manifest.recipe),
-        stream_tolerance=STREAM_TOLERANCES[manifest.backend],
+        tolerance=manifest.recipe.tolerances.full_precision,
+        incremental_tolerance=manifest.recipe.tolerances.incremental,
     )
-    if manifest.recipe.name in EXACT and not fidelity.within_tolerance:
+    if manifest.recipe.exact and not fidelity.within_tolerance:
         raise CheckpointError(
             f"checkpoint {manifest.source.name}: its bundle in full precision gives rewards that are up to "
             f"{fidelity.max_difference:.4f} from {fidelity.reference} (limit {fidelity.tolerance:g}), so the exported "
             "graph does not compute what the checkpoint does; nothing was written: please report the checkpoint"
         )
     rows = zip(golden, written.references, scored, strict=True)
-    return replace(
-        manifest,
-        fidelity=fidelity,
-        golden=tuple(
-            Golden(prompt, steps, text.sha256(), tuple(reference), tuple(rewards))
-            for (prompt, steps, text), reference, rewards in rows
-        ),
+    trajectories = tuple(
+        Golden(prompt, steps, text.sha256(), tuple(reference), tuple(rewards))
+        for (prompt, steps, text), reference, rewards in rows
     )
+    return replace(manifest, validation=Validation(trajectories, fidelity))
 
 
 def _bundle_rewards(bundle: Bundle, texts: list[Encoded], progress: Progress) -> list[list[float]]:
-    model = load_model(bundle, "auto", None, "cpu")
+    model = load_model(bundle, EngineOptions(device="cpu"))
     scored = []
     with contextlib.closing(model), progress("scoring golden trajectories", len(texts)) as advance:
         for text in texts:

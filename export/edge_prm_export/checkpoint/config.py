@@ -19,6 +19,8 @@ Config = Mapping[str, Any]
 
 HEAD_DIM_STEP = 16
 """ONNX Runtime's GroupQueryAttention takes heads whose size is a multiple of this."""
+_CLASS_DEFAULTS: dict[str, Config] = {"qwen3": {"head_dim": 128}, "mistral": {"sliding_window": 4096}}
+"""What transformers takes for fields that a config leaves out, where that is not what follows from other fields."""
 DEFAULT_THETA = 10000.0
 """rope_theta of a config that has none: the value of the RoFormer paper, and of transformers."""
 
@@ -35,6 +37,16 @@ class Shapes:
     intermediate: int
     vocabulary: int
     context_length: int
+
+    @property
+    def query_width(self) -> int:
+        """Values of all query heads together, which may differ from `hidden`."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Values of all key heads together, or of all value heads."""
+        return self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
@@ -76,12 +88,12 @@ class DecoderSpec:
 
 def read_shapes(config: Config, name: str) -> Shapes:
     """The shapes of any decoder; CheckpointError for a config that is damaged or describes no model."""
+    config = {**_CLASS_DEFAULTS.get(str(config.get("model_type")), {}), **config}
     with damage(name):
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
         context = longest_context(config, int(config["max_position_embeddings"]))
-        windowed = config.get("use_sliding_window", config.get("model_type") not in ("qwen2", "qwen3"))
-        window = config.get("sliding_window") if windowed else None
+        window = config.get("sliding_window") if _is_windowed(config) else None
         result = Shapes(
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
@@ -95,6 +107,12 @@ def read_shapes(config: Config, name: str) -> Shapes:
     if any(value <= 0 for value in vars(result).values()) or result.heads % result.kv_heads or result.head_dim % 2:
         raise CheckpointError(f"checkpoint {name}: config.json describes no model that can exist ({result})")
     return result
+
+
+def _is_windowed(config: Config) -> bool:
+    """Whether `sliding_window` counts. Qwen has a switch for it; Mistral has none, whatever its config holds."""
+    family = config.get("model_type")
+    return family == "mistral" or bool(config.get("use_sliding_window", family not in ("qwen2", "qwen3")))
 
 
 def read_spec(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
@@ -116,6 +134,8 @@ def _plain(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
         raise UnsupportedArchitectureError(name, "sliding-window attention", "full attention")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedArchitectureError(name, f"hidden_act {config['hidden_act']!r}", "silu")
+    if config.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedArchitectureError(name, "partial_rotary_factor", "rotary embeddings of the full head")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise UnsupportedArchitectureError(name, f"{key} in {config.get('model_type')}", "linear layers without it")
@@ -147,7 +167,11 @@ def _mistral(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
 
 FAMILIES: dict[str, Callable[[Config, Shapes, str], DecoderSpec]] = {
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "llama": _llama,
+    "mistral": _mistral,
 }
+"""model_type -> its spec. Other decoders go through optimum."""
 
 
 def _rope(config: Config, name: str) -> Rope:

@@ -15,8 +15,8 @@ from edge_prm.errors import CheckpointError
 from edge_prm.source import find_checkpoint
 from edge_prm_export.checkpoint.config import DecoderSpec, read_shapes, read_spec
 from edge_prm_export.checkpoint.loadable import check_loadable
+from edge_prm_export.checkpoint.prefix import with_prefix
 from edge_prm_export.checkpoint.safetensors_file import Entry, numpy_dtype, read_entries, read_values
-from edge_prm_export.decoder.names import BARE, PREFIX, check_decoder, decoder_names, is_bare
 
 
 class Checkpoint:
@@ -35,8 +35,7 @@ class Checkpoint:
         _check_full_precision(self.raw_config, name)
         self.model_type = str(self.raw_config.get("model_type"))
         self.config = read_shapes(self.raw_config, name)
-        entries = read_entries(folder, name)
-        self._entries = _with_prefix(entries) if is_bare(entries) else entries
+        self._entries = with_prefix(read_entries(folder, name))
 
     @cached_property
     def spec(self) -> DecoderSpec:
@@ -45,18 +44,15 @@ class Checkpoint:
 
     @property
     def tensor_names(self) -> frozenset[str]:
+        """Names of all tensors, in the names of a language model."""
         return frozenset(self._entries)
 
-    def check_decoder(self) -> None:
-        """CheckpointError unless all tensors of a Qwen2 decoder are there, in dtypes that are read, and no others.
-
-        Names and dtypes only: shapes are checked when a tensor is read.
-        """
-        check_decoder(self._entries, self.config.layers, self.name)
-        for name in decoder_names(self.config.layers):
-            numpy_dtype(self._entries[name], name)
+    def check_dtype(self, name: str) -> None:
+        """CheckpointError when a tensor's dtype is none that is read as a weight; nothing is read."""
+        numpy_dtype(self._entry(name), name)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor as its file says; CheckpointError when it is missing."""
         return self._entry(name).shape
 
     def tensor(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
@@ -110,11 +106,6 @@ def open_checkpoint(source: str, revision: str | None = None, *, native: bool = 
     if native:
         _ = checkpoint.spec
     return checkpoint
-
-
-def _with_prefix(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """A decoder that was saved by itself, in the names of a language model."""
-    return {PREFIX + name if name.startswith(BARE) else name: entry for name, entry in entries.items()}
 
 
 def _check_full_precision(config: Mapping[str, Any], name: str) -> None:

@@ -6,14 +6,15 @@ The checkpoint's own code is never run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from reprlib import repr as short_repr
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError, HeadNotFoundError, InputError
+from edge_prm.head import Head
 from edge_prm.notices import AmbiguousHeadWarning
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer, token_id
@@ -21,6 +22,7 @@ from edge_prm_export.checkpoint.unpickle import load_state_dict
 
 REWARD_HEAD_NAME = "reward_head.pt"
 VALUE_HEAD = "v_head.summary.weight"
+BARE_VALUE_HEAD = "v_head.weight"
 OUTPUT_NAMES = ("lm_head.weight", "model.embed_tokens.weight")
 UNTIED_BY_DEFAULT = (
     *("arcee", "deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt_neox", "granite", "llama", "ministral", "mistral"),
@@ -35,25 +37,12 @@ _BAD = {"incorrect", "bad", "negative", "neg", "false", "no", "wrong", "-", "0",
 Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class RewardHead:
-    """`layers`: (weight `[out, in]`, bias `[out]`) pairs, ReLU between them, float32.
-
-    `sigmoid` reads sigmoid of its one output, the others softmax over two outputs, class 1. A `token_pair` is two rows
-    of the output matrix: those of the bad and of the good one of `tokens` (good, bad).
-    """
-
-    kind: str
-    layers: tuple[tuple[Array, Array], ...]
-    tokens: tuple[str, ...] = ()
-
-
-def read_head(checkpoint: Checkpoint, token_pair: tuple[str, str] | None = None) -> RewardHead:
-    """Return the head of a checkpoint; HeadNotFoundError names every place that was looked at.
+def read_head(checkpoint: Checkpoint, token_pair: Sequence[str] | None = None, aggregate: str = "") -> Head:
+    """Return the head of a checkpoint; HeadNotFoundError names every place that was searched.
 
     `token_pair`: (good, bad), two pieces of the vocabulary whose probabilities are the judgement, in place of a head.
-    CheckpointError for two heads in one checkpoint, and for a head that judges no steps or whose classes have no known
-    meaning.
+    `aggregate`: the default aggregate of the checkpoint's convention. CheckpointError for two heads in one checkpoint,
+    and for a head that judges no steps or whose classes have no known meaning.
     """
     if token_pair is not None:
         tokenizer = open_tokenizer(checkpoint)
@@ -61,48 +50,55 @@ def read_head(checkpoint: Checkpoint, token_pair: tuple[str, str] | None = None)
         bad = token_id(checkpoint, tokenizer, token_pair[1], "--bad-token")
         if good == bad:
             raise InputError(f"--good-token and --bad-token are both {token_pair[0]!r}; give two tokens")
-        return RewardHead("token_pair", (_output_rows(checkpoint, bad, good),), token_pair)
-    found = _places(checkpoint)
-    if not found:
-        looked_for = [REWARD_HEAD_NAME, *_TENSORS, "score.2.weight in the safetensors"]
-        raise HeadNotFoundError(checkpoint.name, looked_for)
-    if len(found) > 1:
+        return Head("token_pair", (_output_rows(checkpoint, bad, good),), tuple(token_pair), aggregate)
+    head = _READERS[head_place(checkpoint)](checkpoint)
+    return replace(head, default_aggregate=aggregate)
+
+
+def head_place(checkpoint: Checkpoint) -> str:
+    """Return the name of the tensor or file that is the reward head of a checkpoint.
+
+    Raises HeadNotFoundError for none, and CheckpointError for more than one and for a head that judges no steps.
+    """
+    places = head_places(checkpoint)
+    if not places:
+        searched = [REWARD_HEAD_NAME, *_TENSORS, "score.2.weight in the safetensors"]
+        raise HeadNotFoundError(checkpoint.name, searched)
+    if len(places) > 1:
         raise CheckpointError(
-            f"checkpoint {checkpoint.name} has more than one reward head: {' and '.join(found)}; which of them the "
+            f"checkpoint {checkpoint.name} has more than one reward head: {' and '.join(places)}; which of them the "
             "model was trained with is not known: take the others out"
         )
-    return _READERS[found[0]](checkpoint)
+    if places[0] == BARE_VALUE_HEAD:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} has a {BARE_VALUE_HEAD}, which gives every token a raw value (Q-RM's "
+            f"layout) and no step a probability; edge-prm reads {VALUE_HEAD}, the layout of Skywork-o1-Open-PRM"
+        )
+    return places[0]
 
 
-def _places(checkpoint: Checkpoint) -> list[str]:
+def head_places(checkpoint: Checkpoint) -> list[str]:
     """The reward heads of a checkpoint: names of tensors that only a head has, or of a file of its own."""
     files = [REWARD_HEAD_NAME] if (checkpoint.folder / REWARD_HEAD_NAME).is_file() else []
     return [*files, *(name for name in _TENSORS if name in checkpoint.tensor_names)]
 
 
-def _loose(checkpoint: Checkpoint) -> RewardHead:
+def _loose(checkpoint: Checkpoint) -> Head:
     state = load_state_dict(checkpoint.folder / REWARD_HEAD_NAME)
-    return RewardHead("sigmoid", (_sigmoid_layer(checkpoint, state),))
+    return Head("sigmoid", (_sigmoid_layer(checkpoint, state),))
 
 
-def _value(checkpoint: Checkpoint) -> RewardHead:
+def _value(checkpoint: Checkpoint) -> Head:
     """Skywork-o1-Open-PRM's: TRL's ValueHead, whose probability is the sigmoid of its one output."""
-    return RewardHead("sigmoid", (_linear(checkpoint, VALUE_HEAD.removesuffix(".weight"), 1),))
+    return Head("sigmoid", (_linear(checkpoint, VALUE_HEAD.removesuffix(".weight"), 1),))
 
 
-def _bare_value(checkpoint: Checkpoint) -> RewardHead:
-    raise CheckpointError(
-        f"checkpoint {checkpoint.name} has a v_head.weight, which gives every token a raw value (Q-RM's layout) and no "
-        f"step a probability; edge-prm reads {VALUE_HEAD}, the layout of Skywork-o1-Open-PRM"
-    )
-
-
-def _two_class(checkpoint: Checkpoint) -> RewardHead:
+def _two_class(checkpoint: Checkpoint) -> Head:
     last = _two_labels(checkpoint, "score.2")
-    return RewardHead("two_class", (_linear(checkpoint, "score.0", checkpoint.config.hidden), last))
+    return Head("two_class", (_linear(checkpoint, "score.0", checkpoint.config.hidden), last))
 
 
-def _token_class(checkpoint: Checkpoint) -> RewardHead:
+def _token_class(checkpoint: Checkpoint) -> Head:
     """TRL's PRMTrainer saves a token classifier; a sequence classifier has tensors of the same names."""
     layer = _two_labels(checkpoint, "score")
     names = _architectures(checkpoint)
@@ -113,17 +109,16 @@ def _token_class(checkpoint: Checkpoint) -> RewardHead:
             AmbiguousHeadWarning,
             stacklevel=2,
         )
-    return RewardHead("token_class", (layer,))
+    return Head("token_class", (layer,))
 
 
-_READERS: dict[str, Callable[[Checkpoint], RewardHead]] = {
+_READERS: dict[str, Callable[[Checkpoint], Head]] = {
     REWARD_HEAD_NAME: _loose,
     "score.0.weight": _two_class,
     "score.weight": _token_class,
     VALUE_HEAD: _value,
-    "v_head.weight": _bare_value,
 }
-_TENSORS = tuple(name for name in _READERS if name != REWARD_HEAD_NAME)
+_TENSORS = (*(name for name in _READERS if name != REWARD_HEAD_NAME), BARE_VALUE_HEAD)
 
 
 def _architectures(checkpoint: Checkpoint) -> list[str]:

@@ -1,6 +1,6 @@
 """Does the manifest say all that a chat template and a tokenizer do? Tried on texts that bring out what they may do.
 
-Texts are compared as `apply_chat_template` renders them and as the runtime's own `compose` puts them together.
+Texts are compared as `apply_chat_template` renders them and as the runtime's own `walk` puts them together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_prm.encode import Encoder, compose, trim
+from edge_prm.encode import Encoder, Layout, trim, walk
 from edge_prm.errors import CheckpointError, InputError
 from edge_prm.manifest import TRIMS, InputFormat
 from edge_prm.split import STEP_SEPARATOR
@@ -78,7 +78,7 @@ def _difference(chat: Chat, form: InputFormat, answer: str, text: str) -> str:
     nothing."""
     follows = form.after[: form.after.find(answer) + len(answer)] if answer else ""  # blanks may be before the answer
     for prompt, *steps in ((text, "b"), ("a", text), ("a", "b", text), ("a", text, "b"), (text, text, text, text)):
-        ours, _, _ = compose(form, Trajectory(prompt, tuple(map(Step, steps))))
+        ours = Layout.of(walk(form, Trajectory(prompt, tuple(map(Step, steps))))).text
         for conversation, answer_next in _conversations(form, prompt, steps, answer):
             theirs = chat.render(conversation, answer_next)
             if answer_next and theirs == chat.render(conversation):

@@ -6,78 +6,70 @@ message than to take white space off its ends is refused, or the strings that it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_prm.encode import TOKENIZER_NAME, trim
 from edge_prm.errors import CheckpointError, InputError
+from edge_prm.head import Head
 from edge_prm.manifest import InputFormat
 from edge_prm.split import STEP_SEPARATOR
 from edge_prm_export.checkpoint.chat import Chat, open_chat
+from edge_prm_export.checkpoint.conventions import Chosen, Given, choose, separator_id
 from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import VALUE_HEAD
+from edge_prm_export.checkpoint.head import VALUE_HEAD, read_head
 from edge_prm_export.checkpoint.probe import check_chat, check_stream, find_trim
 from edge_prm_export.checkpoint.tokenizer import bos_id, check_settings, leading_id, open_tokenizer, token_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-STEP_TOKEN = "<extra_0>"
-TRL_SEPARATOR = "\n"
-VALUE_SEPARATOR = "\n"
 _USER = "edge-prm-user-3f1c"
 _ASSISTANT = "edge-prm-assistant-3f1c"
 _USER_AGAIN = "edge-prm-again-3f1c"
 
 
-def input_format(
-    checkpoint: Checkpoint,
-    head_kind: str,
-    separator: str | None = None,
-    between: str | None = None,
-    after: str | None = None,
-    answer: str = "+",
-) -> InputFormat:
-    """Return how prompt and steps become tokens for this kind of head.
+def head_and_format(checkpoint: Checkpoint, given: Given) -> tuple[Head, InputFormat]:
+    """Return the reward head of a checkpoint, and how prompt and steps become its tokens.
 
-    `separator`: the text between steps (`token_class`, TRL's default is a newline), the token after each step
-    (`two_class`, `<extra_0>`) or the tag that closes it (`token_pair`, Math-Shepherd's ` ки`; without one, each step is
-    a user's turn of the chat template, and judged where the assistant's begins: RLHFlow's way). A sigmoid head has
-    none to choose. For a `token_pair`, `between` is the text between prompt and steps, `after` the text after each tag
-    but the last; in a chat, `answer` is what the assistant says of a good step, a piece of the vocabulary. Raises
-    InputError for options that do not fit the head, CheckpointError for the rest, also for a tokenizer
-    that is missing, damaged or not the model's, and for conventions that a bundle cannot reproduce token by token.
+    Raises the errors of `choose`, `read_head` and `input_format`.
     """
-    if head_kind != "token_pair" and (between is not None or after is not None):
-        raise InputError(
-            f"between and after_step describe a token_pair head, and this checkpoint has a {head_kind} head"
-        )
-    if separator == "":
-        raise InputError("separator is empty; give the text or the token that closes a step, or leave the option out")
+    chosen = choose(checkpoint, given)
+    head = read_head(checkpoint, chosen.tokens or None, chosen.convention.aggregate)
+    return head, input_format(checkpoint, chosen)
+
+
+def input_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
+    """Return how prompt and steps become token ids by this convention.
+
+    Raises CheckpointError for a tokenizer that is missing, damaged or not the model's, for a convention that does not
+    fit it, and for one that a bundle cannot reproduce token by token. Raises InputError for a separator that shares a
+    token with the text after it.
+    """
     tokenizer = open_tokenizer(checkpoint)
     check_settings(checkpoint, tokenizer)
-    if head_kind == "sigmoid" and VALUE_HEAD in checkpoint.tensor_names:
-        form = _valued(checkpoint, tokenizer, separator)
-    elif head_kind == "sigmoid":
-        if separator not in (None, STEP_SEPARATOR):
-            raise CheckpointError(f"separator {separator!r}: a sigmoid head reads steps at blank lines")
-        form = InputFormat("raw", STEP_SEPARATOR, bos_id=leading_id(checkpoint, tokenizer))
-    elif head_kind == "token_pair":
-        form = _tagged(checkpoint, tokenizer, separator, between, after, answer)
-    elif head_kind == "token_class":
-        form = InputFormat("pieces", separator or TRL_SEPARATOR, bos_id=bos_id(checkpoint, tokenizer))
-    else:
-        form = _templated(checkpoint, tokenizer, separator or STEP_TOKEN)
+    form = WRITINGS[chosen.convention.writing](checkpoint, tokenizer, chosen)
+    form = replace(form, convention=chosen.convention.name)
     check_stream(checkpoint.name, checkpoint.folder / TOKENIZER_NAME, form, checkpoint.config.vocabulary, tokenizer)
     return form
 
 
-def _templated(checkpoint: Checkpoint, tokenizer: Tokenizer, separator: str) -> InputFormat:
-    """Qwen2.5-Math-PRM's way: the prompt is the user's message, steps with their separators are the assistant's."""
-    separator_id = token_id(checkpoint, tokenizer, separator)
+def _raw(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """One string, in which blank lines of the user close steps."""
+    separator = chosen.convention.pieces.separator
+    if separator != STEP_SEPARATOR:
+        raise CheckpointError(f"separator {separator!r}: a sigmoid head reads steps at blank lines")
+    return InputFormat("raw", STEP_SEPARATOR, bos_id=leading_id(checkpoint, tokenizer))
+
+
+def _chat(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """The prompt is the user's message; all steps with their separator tokens are the assistant's."""
+    separator = chosen.convention.pieces.separator
+    id_ = token_id(checkpoint, tokenizer, separator)
     chat = open_chat(checkpoint)
-    before, between, _ = _pieces(chat, _USER, _ASSISTANT)
-    form = InputFormat("template", separator, separator_id, before, between)
+    before, between, _ = _parts(chat, _USER, _ASSISTANT)
+    form = InputFormat("template", separator, id_, before, between)
     form = replace(
         form,
         trim_user=find_trim(chat, 0, [_USER, _ASSISTANT]),
@@ -86,48 +78,64 @@ def _templated(checkpoint: Checkpoint, tokenizer: Tokenizer, separator: str) -> 
     return check_chat(chat, form)
 
 
-def _valued(checkpoint: Checkpoint, tokenizer: Tokenizer, separator: str | None) -> InputFormat:
-    """Skywork-o1-Open-PRM's way (prepare_input of skywork-o1-prm-inference): bos_token + problem + newline, then each
-    step and a newline, every piece tokenized by itself; the last token of the newline is read."""
+def _pieces(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """bos_token, prompt, steps and separators, each tokenized by itself without special tokens."""
+    pieces = chosen.convention.pieces
+    return InputFormat("pieces", pieces.separator, between=pieces.between, bos_id=bos_id(checkpoint, tokenizer))
+
+
+def _texts(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """As `pieces`, but the authors tokenize each piece as a text, with the special tokens that begin a text."""
     if leading_id(checkpoint, tokenizer) is not None:
         raise CheckpointError(
             f"checkpoint {checkpoint.name}: its tokenizer puts a token before every text, and with a {VALUE_HEAD} each "
             "step is a text; whether the model was trained so is not known"
         )
-    chosen = separator or VALUE_SEPARATOR
-    if len(tokenizer.encode(chosen, add_special_tokens=False).ids) != 1:
+    separator = chosen.convention.pieces.separator
+    if len(_ids(tokenizer, separator)) != 1:
         raise CheckpointError(
-            f"separator {chosen!r} is not one token of {checkpoint.name}, and a {VALUE_HEAD} reads a step at one; "
+            f"separator {separator!r} is not one token of {checkpoint.name}, and a {VALUE_HEAD} reads a step at one; "
             "name another with --separator"
         )
-    first = bos_id(checkpoint, tokenizer)
-    return InputFormat("pieces", chosen, between="\n", bos_id=first)
+    return _pieces(checkpoint, tokenizer, chosen)
 
 
-def _tagged(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    separator: str | None,
-    between: str | None,
-    after: str | None,
-    answer: str,
-) -> InputFormat:
-    between = " " if between is None else between
-    if separator is not None:
-        after = "\n" if after is None else after
-        _check_tag(tokenizer, separator, after)
-        first = leading_id(checkpoint, tokenizer)
-        return InputFormat("tagged", separator, between=between, after=after, bos_id=first)
-    if after is not None:
-        raise InputError("after_step goes with separator; without one, the chat template says what is between steps")
-    return _judged_turns(open_chat(checkpoint), tokenizer, between, answer)
+def _tags(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """One text, in which a tag closes each step and is read."""
+    pieces = chosen.convention.pieces
+    id_ = separator_id(checkpoint, tokenizer, chosen.convention) if pieces.one_token else None
+    _check_tag(tokenizer, pieces.separator, pieces.after)
+    return InputFormat(
+        "tagged",
+        pieces.separator,
+        id_,
+        between=pieces.between,
+        after=pieces.after,
+        bos_id=leading_id(checkpoint, tokenizer),
+    )
+
+
+def _turns(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
+    """Each step is a message of the user; the token before the assistant's answer is read."""
+    return _judged_turns(open_chat(checkpoint), tokenizer, chosen.convention.pieces.between, chosen.tokens[0])
+
+
+WRITINGS: dict[str, Callable[[Checkpoint, Tokenizer, Chosen], InputFormat]] = {
+    "raw": _raw,
+    "chat": _chat,
+    "pieces": _pieces,
+    "texts": _texts,
+    "tags": _tags,
+    "turns": _turns,
+}
+"""The ways of writing prompt and steps that conventions choose from."""
 
 
 def _judged_turns(chat: Chat, tokenizer: Tokenizer, between: str, good_token: str) -> InputFormat:
     """RLHFlow's way: each step is a message of the user, and the token before the assistant's answer is read. The
     answer to an earlier step is in the text of the next one, as in training."""
     messages = [_USER, _ASSISTANT, _USER_AGAIN]
-    before, opening, rest = _pieces(chat, *messages)
+    before, opening, rest = _parts(chat, *messages)
     good_id = tokenizer.token_to_id(good_token)
     # a piece of the vocabulary: `Ġ+` is said as ` +`
     answer = good_token if good_id is None else tokenizer.decode([good_id], skip_special_tokens=False)
@@ -169,7 +177,7 @@ def _check_tag(tokenizer: Tokenizer, separator: str, after: str) -> None:
         )
 
 
-def _pieces(chat: Chat, *contents: str) -> list[str]:
+def _parts(chat: Chat, *contents: str) -> list[str]:
     """Render messages of user and assistant in turn; return what is before each of their contents, and "" where
     there is no third."""
     text = chat.render(list(contents))

@@ -1,118 +1,101 @@
 """The checkpoint's own arithmetic in numpy fp32, one layer at a time.
 
-Written from the published formula (Qwen2: RMSNorm, rotary attention with shared keys, SwiGLU) and run on the weights as
-they stand, unfolded and unrotated: golden rewards come from here. On the way it shows what goes into each linear layer,
-which tells the quantizer what the weights are multiplied by.
+Written from the published formulas (RMSNorm, rotary attention with shared keys, SwiGLU) and run on the weights as they
+are in the checkpoint, without transforms: golden rewards come from here. It also records what enters each linear
+layer, from which the quantizer learns the statistics of its inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_prm_export.checkpoint.files import Checkpoint
-from edge_prm_export.checkpoint.head import RewardHead
-
-Array = npt.NDArray[np.floating[Any]]
-
-EMBEDDING = "model.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """Rows that went into a layer's linears, all texts behind each other, float32 `[tokens, in]`.
-
-    `attention` and `feed_forward` are normed but not yet multiplied by the norm's weight.
-    """
-
-    attention: Array
-    output: Array
-    feed_forward: Array
-    down: Array
+from edge_prm.arrays import AnyFloat, Int64
+from edge_prm.head import Head
+from edge_prm_export.decoder.layers import LayerInputs as LayerInputs
+from edge_prm_export.decoder.layers import LayerWeights, Linear, Norms, read_layer
+from edge_prm_export.decoder.names import EMBEDDING, FINAL_NORM, tensor_name, tensor_shape
+from edge_prm_export.decoder.rope import rope_tables
+from edge_prm_export.decoder.source import TensorSource
 
 
 class ReferenceRun:
-    """Texts on their way through the model; weights are read layer by layer, so that one layer is in memory."""
+    """Texts on their way through the model. Weights are read tensor by tensor, so that one is in memory."""
 
-    def __init__(self, checkpoint: Checkpoint, texts: Sequence[npt.NDArray[np.int64]]) -> None:
-        self._checkpoint = checkpoint
-        self._spec = checkpoint.spec
-        self._config = self._spec.shapes
-        checkpoint.check_shape(EMBEDDING, checkpoint.config.vocabulary, checkpoint.config.hidden)
-        self._bounds = np.cumsum([0, *(len(ids) for ids in texts)])
-        rows = [checkpoint.rows(EMBEDDING, id_, id_ + 1) for ids in texts for id_ in ids.tolist()]
-        self._state: Array = np.concatenate(rows)
+    def __init__(self, source: TensorSource, texts: Sequence[Int64]) -> None:
+        """`texts`: token ids of each text, int64 `[tokens]`."""
+        self._source = source
+        self._spec = source.spec
+        self._shapes = source.spec.shapes
+        name = tensor_name(EMBEDDING)
+        source.check_shape(name, *tensor_shape(self._spec, EMBEDDING))
+        lengths = [len(ids) for ids in texts]
+        self._bounds = np.cumsum([0, *lengths])
+        self._cos, self._sin = rope_tables(self._spec.rope, self._shapes.head_dim, max(lengths, default=0))
+        rows = [source.rows(name, id_, id_ + 1) for ids in texts for id_ in ids.tolist()]
+        self._state: AnyFloat = np.concatenate(rows)
 
-    def run_layer(self, layer: int) -> LayerInputs:
-        """Run all texts through the next layer."""
-        config = self._config
-        hidden, width, inner = config.hidden, config.heads * config.head_dim, config.intermediate
-        shared = config.kv_heads * config.head_dim
+    def run_layer(self, index: int) -> LayerInputs:
+        """Run all texts through layer `index`, which must be the next one."""
+        layer = read_layer(self._source, index)
+        attention = self._rms(self._state)
+        output = self._attention(attention * layer.norms.attention, layer)
+        self._state = self._state + _product(output, layer.o)
+        feed_forward = self._rms(self._state)
+        weighted = feed_forward * layer.norms.feed_forward
+        gated = _product(weighted, layer.gate)
+        gated = gated * _sigmoid(gated) * _product(weighted, layer.up)
+        self._state = self._state + _product(gated, layer.down)
+        return LayerInputs(attention, output, feed_forward, gated)
 
-        def read(name: str, *shape: int) -> Array:
-            return self._checkpoint.tensor(f"model.layers.{layer}.{name}", *shape)
-
-        normed = self._rms(self._state)
-        weighted = normed * read("input_layernorm.weight", hidden)
-        query, key, value = (
-            weighted @ read(f"self_attn.{kind}_proj.weight", outputs, hidden).T
-            + read(f"self_attn.{kind}_proj.bias", outputs)
-            for kind, outputs in (("q", width), ("k", shared), ("v", shared))
-        )
-        spans = zip(self._bounds[:-1], self._bounds[1:], strict=True)
-        attended = np.concatenate([self._attention(query[a:b], key[a:b], value[a:b]) for a, b in spans])
-        self._state = self._state + attended @ read("self_attn.o_proj.weight", hidden, width).T
-        normed_again = self._rms(self._state)
-        weighted = normed_again * read("post_attention_layernorm.weight", hidden)
-        gated = weighted @ read("mlp.gate_proj.weight", inner, hidden).T
-        gated = gated * _sigmoid(gated) * (weighted @ read("mlp.up_proj.weight", inner, hidden).T)
-        self._state = self._state + gated @ read("mlp.down_proj.weight", hidden, inner).T
-        return LayerInputs(normed, attended, normed_again, gated)
-
-    def rewards(self, head: RewardHead, text: int, read_at: Sequence[int]) -> list[float]:
-        """Rewards of one text at its read positions, behind the last layer."""
+    def rewards(self, head: Head, text: int, read_at: Sequence[int]) -> list[float]:
+        """Rewards of one text at its read positions, after the last layer."""
         rows = self._state[self._bounds[text] + np.array(read_at)]
-        hidden = self._rms(rows) * self._checkpoint.tensor("model.norm.weight", self._config.hidden)
-        return apply_head(head, hidden).tolist()
+        norm = self._source.tensor(tensor_name(FINAL_NORM), *tensor_shape(self._spec, FINAL_NORM))
+        return head.apply(self._rms(rows) * norm).tolist()
 
-    def _rms(self, rows: Array) -> Array:
+    def _rms(self, rows: AnyFloat) -> AnyFloat:
         return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._spec.eps))
 
-    def _attention(self, query: Array, key: Array, value: Array) -> Array:
-        """Causal attention; each key and value head serves heads / kv_heads query heads."""
-        config = self._config
-        length = len(query)
-        shared = config.heads // config.kv_heads
-        queries = self._rotary(query.reshape(length, config.heads, config.head_dim)).transpose(1, 0, 2)
-        keys = self._rotary(key.reshape(length, config.kv_heads, config.head_dim)).repeat(shared, axis=1)
-        values = value.reshape(length, config.kv_heads, config.head_dim).repeat(shared, axis=1).transpose(1, 0, 2)
-        scores = queries @ keys.transpose(1, 2, 0) / np.float32(np.sqrt(config.head_dim))
+    def _attention(self, rows: AnyFloat, layer: LayerWeights) -> AnyFloat:
+        """Causal attention within each text, `[tokens, heads * head_dim]`."""
+        query, key, value = (_product(rows, linear) for linear in (layer.q, layer.k, layer.v))
+        spans = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
+        return np.concatenate([self._attend(query[a:b], key[a:b], value[a:b], layer.norms) for a, b in spans])
+
+    def _attend(self, query: AnyFloat, key: AnyFloat, value: AnyFloat, norms: Norms) -> AnyFloat:
+        """Attention of one text; each key and value head serves heads / kv_heads query heads."""
+        shapes, length = self._shapes, len(query)
+        shared = shapes.heads // shapes.kv_heads
+        queries = self._turned(query.reshape(length, shapes.heads, shapes.head_dim), norms.q).transpose(1, 0, 2)
+        keys = self._turned(key.reshape(length, shapes.kv_heads, shapes.head_dim), norms.k).repeat(shared, axis=1)
+        values = value.reshape(length, shapes.kv_heads, shapes.head_dim).repeat(shared, axis=1).transpose(1, 0, 2)
+        scores = queries @ keys.transpose(1, 2, 0) / np.float32(np.sqrt(shapes.head_dim))
         scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         return (weights @ values).transpose(1, 0, 2).reshape(length, -1)
 
-    def _rotary(self, rows: Array) -> Array:
-        """Rotate each pair (x[i], x[i + d/2]) by position * theta**(-2i/d) (RoFormer, arxiv.org/abs/2104.09864)."""
-        length, _, width = rows.shape
-        angles = np.arange(length)[:, None] * self._spec.rope.theta ** (-np.arange(0, width, 2) / width)
-        cos, sin = np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
-        left, right = rows[..., : width // 2], rows[..., width // 2 :]
-        return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    def _turned(self, heads: AnyFloat, norm: AnyFloat | None) -> AnyFloat:
+        """Queries or keys `[tokens, heads, head_dim]`, normed by head (qk_norm), then rotated by position.
+
+        Each pair (x[i], x[i + d/2]) is rotated (RoFormer, arxiv.org/abs/2104.09864, in the halves of GPT-NeoX).
+        """
+        if norm is not None:
+            heads = self._rms(heads) * norm
+        length, _, width = heads.shape
+        cos, sin = self._cos[:length, None], self._sin[:length, None]
+        first, second = heads[..., : width // 2], heads[..., width // 2 :]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def apply_head(head: RewardHead, rows: Array) -> Array:
-    """sigmoid of one output, or softmax over two: class 1 is the reward."""
-    for index, (weight, bias) in enumerate(head.layers):
-        rows = (np.maximum(rows, 0) if index else rows) @ weight.T + bias
-    logit = rows[:, 0] if head.kind == "sigmoid" else rows[:, 1] - rows[:, 0]
-    return _sigmoid(logit)
+def _product(rows: AnyFloat, linear: Linear) -> AnyFloat:
+    product = rows @ linear.weight().T
+    bias = linear.bias()
+    return product if bias is None else product + bias
 
 
-def _sigmoid(values: Array) -> Array:
+def _sigmoid(values: AnyFloat) -> AnyFloat:
     with np.errstate(over="ignore"):  # where exp is infinite, the outcome is the 0 that it should be
         return np.asarray(1 / (1 + np.exp(-values)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.head import HEADS
 from edge_prm_export.onnx.writer import GraphWriter
 
 Array = npt.NDArray[np.floating[Any]]
@@ -23,7 +24,7 @@ def add_head(graph: GraphWriter, kind: str, layers: Sequence[tuple[Array, Array]
         columns = graph.weight(f"head.{index}.weight", np.ascontiguousarray(weight.astype(np.float32).T))
         product = graph.node("MatMul", [value, columns], f"head.{index}.product")
         value = graph.node("Add", [product, graph.weight(f"head.{index}.bias", bias)], f"head.{index}")
-    if kind == "sigmoid":
+    if HEADS[kind].outputs == 1:
         value = graph.node("Sigmoid", [value], "probability")
     else:
         classes = graph.node("Softmax", [value], "classes", axis=-1)

@@ -1,64 +1,63 @@
 """How a recipe multiplies: the nodes of a linear layer, and its weight as it is stored.
 
-`fp32` multiplies as it stands. `int8` never lets the scale of a token's activation depend on other tokens. Behind an
+`fp32` multiplies in float32. `int8` never lets the scale of a token's activation depend on other tokens. After an
 RMSNorm the rotated rows are close to Gaussian, whatever the text: one scale, known at export, fits all. Other rows have
 a scale each, largest |x| / 127; those of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight)
-spreads over 64 values first. Where errors hurt most for the time it takes, a row is written as two 8-bit terms, and the
-weight multiplied twice.
+spreads over 64 values first. Where errors hurt most for the time it takes, a row is split into two 8-bit parts (hi and
+lo), and the weight is multiplied twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from edge_prm_export.decoder.weights import DecoderWeights
+from edge_prm.arrays import AnyFloat
+from edge_prm_export.checkpoint.config import Shapes
+from edge_prm_export.decoder.layers import LayerInputs, Linear
+from edge_prm_export.decoder.transformed import TransformedDecoder
+from edge_prm_export.decoder.transforms import Transform
 from edge_prm_export.onnx.writer import MS, GraphWriter
 
-Array = npt.NDArray[np.floating[Any]]
+Weight = Callable[[], AnyFloat]
+"""A weight `[out, in]` that is read when it is needed, so that only one is in memory."""
 
 
-Weight = Callable[[], Array]
-"""A weight `[out, in]` that is read and rotated when it is wanted, so that only one is in memory."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeedForward:
-    """The weights of SwiGLU, and rows that were seen to go into `down`, `[tokens, intermediate]`.
+    """The linear layers of SwiGLU, and the calibration rows that enter them.
 
-    `few_rows`: it runs on a handful of rows, so that its cost hardly counts.
+    `is_last_layer`: they run on the read positions only, so that their cost hardly counts.
     """
 
-    gate: Weight
-    up: Weight
-    down: Weight
-    down_seen: Array | None
-    few_rows: bool
+    gate: Linear
+    up: Linear
+    down: Linear
+    inputs: LayerInputs
+    is_last_layer: bool
 
 
 class Linears(Protocol):
-    """What a recipe provides. `rows` names a value `[s, in]`; `seen` are rows that went in during calibration."""
+    """What a recipe provides. `rows` names a value `[s, in]`; `inputs` are calibration rows, float32 `[tokens, in]`."""
 
-    rotates: bool
+    def transforms(self, shapes: Shapes) -> Sequence[Transform]:
+        """The exact transforms of the weights that this recipe wants."""
 
-    def embed(self, name: str, weights: DecoderWeights) -> str:
-        """The embedding of `input_ids`, rotated."""
+    def embed(self, name: str, decoder: TransformedDecoder) -> str:
+        """The embedding of `input_ids`, `[s, hidden]`."""
 
-    def attention_input(self, name: str, rows: str, weight: Weight, seen: Array | None, bias: Array) -> str:
-        """rows @ weight.T + bias: queries, keys and values of normed rows."""
+    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
+        """Queries, keys and values of normed rows in one multiplication, `[s, sum of outs]`."""
 
-    def attention_output(self, name: str, rows: str, weight: Weight, seen: Array | None) -> str:
+    def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
         """rows @ weight.T."""
 
-    def feed_forward(self, name: str, rows: str, weights: FeedForward, seen: Array | None) -> str:
+    def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
         """down(silu(gate(rows)) * up(rows))."""
 
 
-def swiglu(graph: GraphWriter, name: str, gated: str, raised: str) -> str:
-    """silu(gated) * raised; QuickGelu with alpha 1 is silu."""
-    silu = graph.node("QuickGelu", [gated], f"{name}.silu", domain=MS, alpha=1.0)
-    return graph.node("Mul", [silu, raised], f"{name}.swiglu")
+def swiglu(graph: GraphWriter, name: str, gate_out: str, up_out: str) -> str:
+    """silu(gate_out) * up_out; QuickGelu with alpha 1 is silu."""
+    silu = graph.node("QuickGelu", [gate_out], f"{name}.silu", domain=MS, alpha=1.0)
+    return graph.node("Mul", [silu, up_out], f"{name}.swiglu")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.errors import CheckpointError
-from edge_prm_export.checkpoint.head import RewardHead
+from edge_prm.head import Head
 from edge_prm_export.onnx.head import add_head
 from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.writer import GraphWriter
@@ -25,8 +25,8 @@ from edge_prm_export.onnx.writer import GraphWriter
 Array = npt.NDArray[np.floating[Any]]
 
 LOGITS = "logits"
-_TWO_TERMS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
-"""What goes into queries, keys and values is written as two 8-bit terms, since attention magnifies an error there."""
+_HI_LO = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
+"""What enters queries, keys and values is split into two 8-bit parts (hi and lo): attention magnifies errors there."""
 _BY_ELEMENT = ("Add", "Cast", "Clip", "Div", "Identity", "Mul", "Neg", "Sub", "Tanh")
 """What a model may do to its logits that can be done to two of them alone."""
 _EMBEDDING_BLOCK_ROWS = 8192
@@ -45,7 +45,7 @@ class Rewriter:
         self._made_by = {output: node for node in self._graph.node for output in node.output}
 
     def write(
-        self, target: GraphWriter, head: RewardHead, linears: Int8Linears | None, pair: Sequence[int] = ()
+        self, target: GraphWriter, head: Head, linears: Int8Linears | None, pair: Sequence[int] = ()
     ) -> Iterator[str]:
         """Write the whole graph; yields the name of each node. `linears` None leaves it in fp32.
 
@@ -180,12 +180,12 @@ class Rewriter:
         flat = target.node(
             "Reshape", [rows, target.constant(f"{_ROWS}.{width}", [-1, width], np.int64)], f"{rows}.rows"
         )
-        by_terms: dict[bool, list[Any]] = {}
+        by_parts: dict[bool, list[Any]] = {}
         for node in nodes:
-            by_terms.setdefault(any(part in node.name for part in _TWO_TERMS), []).append(node)
-        for two_terms, members in by_terms.items():
+            by_parts.setdefault(any(part in node.name for part in _HI_LO), []).append(node)
+        for hi_lo, members in by_parts.items():
             weights = {f"{node.output[0]}.rows": self._reader(node.input[1]) for node in members}
-            linears.any_rows(f"{rows}.{1 + two_terms}", flat, weights, two_terms=two_terms)
+            linears.linear_dynamic(f"{rows}.{1 + hi_lo}", flat, weights, hi_lo=hi_lo)
         for node in nodes:
             outputs = self._initializers[node.input[1]].dims[1]
             shape = target.constant(f"{_LIKE_BEFORE}.{outputs}", [1, -1, outputs], np.int64)

@@ -18,7 +18,6 @@ from edge_prm.errors import CheckpointError, ContextLengthError
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer, token_id
-from edge_prm_export.decoder.reference import apply_head
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.writer import GraphWriter, WeightFile
@@ -34,7 +33,7 @@ def write_model(job: ExportJob) -> ExportResult:
     (recipe,) = job.recipes
     traced = folder / "optimum"
     _check_tokens(job)
-    model = load_causal_lm(checkpoint, logits=head.kind == "token_pair")
+    model = load_causal_lm(checkpoint, logits=head.reads_logits)
     references = _references(model, job)  # first: tracing patches the model
     with progress("tracing with optimum", 1) as advance:
         _trace(model, checkpoint, traced)
@@ -43,11 +42,11 @@ def write_model(job: ExportJob) -> ExportResult:
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
-        linears = Int8Linears(graph, reduce_range=recipe.reduce_range) if recipe.name == "int8" else None
+        linears = None if recipe.full_precision else Int8Linears(graph, reduce_range=recipe.reduce_range)
         rewriter = Rewriter(_load(traced / MODEL_NAME), traced, checkpoint.name)
         with progress(f"writing {recipe.name} weights", checkpoint.config.layers) as advance:
             seen = -1
-            for name in rewriter.write(graph, head, linears, _pair_ids(job) if head.tokens else ()):
+            for name in rewriter.write(graph, head, linears, _pair_ids(job) if head.reads_logits else ()):
                 layer = _layer_of(name)
                 advance(max(0, layer - seen))
                 seen = max(seen, layer)
@@ -100,7 +99,7 @@ def _references(model: Any, job: ExportJob) -> list[list[float]]:
     import torch
 
     head, decoder = job.head, decoder_of(model)
-    pair = _pair_ids(job) if head.kind == "token_pair" else ()
+    pair = _pair_ids(job) if head.reads_logits else ()
     rewards = []
     with quiet(), job.progress("scoring in torch fp32", len(job.golden)) as advance, torch.no_grad():
         for *_, text in job.golden:
@@ -110,7 +109,7 @@ def _references(model: Any, job: ExportJob) -> list[list[float]]:
                 rewards.append(logits.softmax(-1)[:, 1].tolist())
             else:
                 states = decoder(ids, use_cache=False).last_hidden_state[0, read_at]
-                rewards.append(apply_head(head, states.numpy()).tolist())
+                rewards.append(head.apply(states.numpy()).tolist())
             advance(1)
     return rewards
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Floats = npt.NDArray[np.float32]
+from edge_prm.arrays import Float32
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`scales` and `lows` float32 `[in / run, out]`: of each run of so many input channels, for each output."""
+    """A stored weight is scale * q + minimum with an integer q from 0 to `q_max`.
 
-    scales: Floats
-    lows: Floats
-    run: int
-    most: int
+    `scales` and `minimums` float32 `[in / group_size, out]`: each group of `group_size` input channels has its own, for
+    each output.
+    """
+
+    scales: Float32
+    minimums: Float32
+    group_size: int
+    q_max: int

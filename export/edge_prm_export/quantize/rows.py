@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.floating[Any]]
+from edge_prm.arrays import AnyFloat, Float32, Int8
 
 WEIGHT_MAX = 127
 REDUCED_WEIGHT_MAX = 63
 """Seven bits: two u8 x s8 products then fit the 16 bits in which processors without VNNI add them."""
 
 
-def quantize_rows(rows: Array, most: int = WEIGHT_MAX) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantize each row of `[rows, columns]` to integers in -most..most times its own scale.
+def quantize_rows(rows: AnyFloat, q_max: int = WEIGHT_MAX) -> tuple[Int8, Float32]:
+    """Quantize each row of `[rows, columns]` to integers in -q_max..q_max times its own scale.
 
-    Returns int8 `[rows, columns]` and float32 scales `[rows]`; a row of zeros has scale 1.
+    Returns int8 `[rows, columns]` and float32 scales `[rows]`.
     """
-    largest = np.abs(rows).max(axis=1)
-    scales = (np.where(largest > 0, largest, most) / most).astype(np.float32)
+    scales = row_scales(rows, q_max)
     integers = np.rint(rows / scales[:, None].astype(rows.dtype))
-    return np.clip(integers, -most, most).astype(np.int8), scales
+    return np.clip(integers, -q_max, q_max).astype(np.int8), scales
+
+
+def row_scales(rows: AnyFloat, q_max: int) -> Float32:
+    """Largest absolute value of each row divided by `q_max`, float32 `[rows]`; 1 for a row of zeros."""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    return (np.where(largest > 0, largest, q_max) / q_max).astype(np.float32)

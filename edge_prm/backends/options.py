@@ -1,0 +1,70 @@
+"""Options of engines: those that all engines share, and each engine's own, passed through unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from edge_prm.errors import InputError
+
+DEVICES = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a bundle is run.
+
+    `threads`: None for one per core that this process may use. `device`: `auto`, `cpu` or `gpu`. `gpu_layers`: how many
+    layers the GPU holds, None for all that fit. `options`: the engine's own options by name, of ONNX Runtime those of
+    SessionOptions (a name with a dot is a session config entry), of llama.cpp those of llama_context_params.
+    """
+
+    threads: int | None = None
+    device: str = "auto"
+    gpu_layers: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def checked(self) -> EngineOptions:
+        """The same with plain integers and read-only `options`; InputError that names a bad value."""
+        if self.device not in DEVICES:
+            raise InputError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
+        threads, gpu_layers = _plain(self.threads), _plain(self.gpu_layers)
+        if threads is not None and not _is_count(threads, 1):
+            raise InputError(
+                f"threads is {threads!r}; give a whole number from 1 up, or None for one per core that this process "
+                "may use"
+            )
+        if gpu_layers is not None and not _is_count(gpu_layers, 0):
+            raise InputError(f"gpu_layers is {gpu_layers!r}; give a whole number from 0 up, or None for all that fit")
+        if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
+            raise InputError(f"engine options are {self.options!r}; give a mapping from names to values")
+        options = MappingProxyType(dict(self.options))
+        return replace(self, threads=threads, gpu_layers=gpu_layers, options=options)
+
+
+def set_options(target: Any, options: Mapping[str, Any], known: Collection[str], engine: str) -> None:
+    """Set each option as an attribute of an engine's own options object.
+
+    InputError for a name that is not `known` (with those that are), and for a value that the engine does not take.
+    """
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(f"{engine} has no option {name!r}; it has {', '.join(sorted(known))}")
+        try:
+            setattr(target, name, value)
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{engine} does not take {value!r} for option {name!r} ({reason})") from None
+
+
+def _plain(value: Any) -> Any:
+    """A numpy integer as Python's own; anything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
