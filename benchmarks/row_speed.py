@@ -27,8 +27,8 @@ SEED = 40_000_001
 def short_rows(count: int) -> bytes:
     """JSON Lines of `count` short problems with their steps."""
     lines = [
-        json.dumps({"id": index, "problem": found.problem, "steps": found.steps})
-        for index, found in enumerate(generate(SEED, count))
+        json.dumps({"id": index, "problem": derivation.problem, "steps": derivation.steps})
+        for index, derivation in enumerate(generate(SEED, count))
     ]
     return "\n".join(lines).encode()
 
@@ -58,7 +58,7 @@ def main(bundle: Path, rows: int, turns: int, threads: int) -> None:
         for _ in range(turns):
             timed["all_s"].append(_seconds(everything))
             timed["reader_and_json_s"].append(_seconds(without_the_model))
-    medians = {name: round(statistics.median(found), 3) for name, found in timed.items()}
+    medians = {name: round(statistics.median(seconds), 3) for name, seconds in timed.items()}
     shares = [part / total for part, total in zip(timed["reader_and_json_s"], timed["all_s"], strict=True)]
     facts = {"rows": rows, "turns": turns, "threads": threads, **medians, "share": round(statistics.median(shares), 4)}
     click.echo(json.dumps(facts | {"share_range": [round(min(shares), 4), round(max(shares), 4)]}))
