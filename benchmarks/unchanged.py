@@ -63,8 +63,8 @@ def write_checkpoints(folder: Path, names: Sequence[str]) -> None:
     from tiny import write_checkpoint, write_tokenizer
 
     tokenizer = write_tokenizer(folder / "tokenizer.json")
-    for seed, name in enumerate(names):
-        if options := CHECKPOINTS[name]:
+    for seed, (name, options) in enumerate(CHECKPOINTS.items()):  # the same checkpoint, whichever others are chosen
+        if name in names and options:
             write_checkpoint(folder / name, tokenizer, seed=seed, **options)
 
 
