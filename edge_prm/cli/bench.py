@@ -170,7 +170,7 @@ def reference(
         described, rows, output, dtype=dtype, device=device,
         batch_size=batch_size, threads=threads, progress=show_progress,
     )  # fmt: skip
-    for entry in rows.left_out:
+    for entry in rows.skipped:
         click.echo(f"not read: {data}, {entry.place}: {printable(entry.reason)}", err=True)
     skipped = [row for row in made.rows if row.rewards is None]
     for row in skipped:
@@ -179,10 +179,10 @@ def reference(
         "reference": str(output),
         "traces": len(made.rows),
         "not_scored": len(skipped),
-        "not_read": len(rows.left_out),
+        "not_read": len(rows.skipped),
     }
     click.echo(json.dumps(facts | {"tokens": sum(row.tokens for row in made.rows)}))
-    if skipped or rows.left_out:
+    if skipped or rows.skipped:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
@@ -254,7 +254,7 @@ def _name_bad_rows(results: Results) -> int:
     """Say on stderr which rows could not be read, by reason; the tables count them too. Returns their number."""
     from edge_prm.printable import printable
 
-    found = [omission for omission in results.left_out if omission.unreadable]
+    found = [omission for omission in results.skipped if omission.unreadable]
     for omission in found:
         places = ", ".join(omission.examples)
         click.echo(f"Error: {printable(f'{omission.data}: {omission.count} {omission.reason} ({places})')}", err=True)
@@ -274,20 +274,20 @@ def _check_bundles(bundles: Sequence[Path]) -> None:
 
 
 def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
+    from edge_prm_bench.baselines import read_baselines
     from edge_prm_bench.engine import Engine
-    from edge_prm_bench.peers import read_peers
     from edge_prm_bench.results import Options
 
     if "data" in given:
         given["fields"] = option.take_fields(given)
-    given["peers"] = read_peers(given.get("peers", ()))
+    given["peers"] = read_baselines(given.get("peers", ()))
     given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers")))
     for name in ("lengths", "sweep"):
         if name in given:
             given[name] = _numbers(name, given[name])
     if given.get("threshold", 0.0) != given.get("threshold", 0.0):
         raise click.BadParameter("nan is not a number between 0 and 1", param_hint="--threshold")
-    return Options(parts=parts, **given)
+    return Options.of(parts=parts, **given)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
