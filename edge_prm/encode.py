@@ -52,24 +52,31 @@ class Encoder:
         self._open(tokenizer_file, manifest.input, manifest.context_length, manifest.architecture.vocabulary)
 
     @classmethod
-    def of_format(cls, tokenizer_file: Path, form: InputFormat, context_length: int, vocabulary: int) -> Encoder:
+    def of_format(
+        cls, tokenizer_file: Path, input_format: InputFormat, context_length: int, vocabulary: int
+    ) -> Encoder:
         """An encoder before there is a manifest; `vocabulary` is the count of tokens that the model knows."""
         encoder = cls.__new__(cls)
-        encoder._open(tokenizer_file, form, context_length, vocabulary)
+        encoder._open(tokenizer_file, input_format, context_length, vocabulary)
         return encoder
 
-    def _open(self, tokenizer_file: Path, form: InputFormat, context_length: int, vocabulary: int) -> None:
+    def _open(self, tokenizer_file: Path, input_format: InputFormat, context_length: int, vocabulary: int) -> None:
         # The blank lines of a raw text are the user's, and not a piece of the format.
-        pieces = (form.before, form.between, form.after, "" if form.format == "raw" else form.separator)
-        self._literal = literal = open_literal(tokenizer_file, pieces, form.bos_id)
+        pieces = (
+            input_format.before,
+            input_format.between,
+            input_format.after,
+            "" if input_format.format == "raw" else input_format.separator,
+        )
+        self._literal = literal = open_literal(tokenizer_file, pieces, input_format.bos_id)
         self._tokenizer = literal.tokenizer
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if size > vocabulary:
             raise BundleIntegrityError(tokenizer_file, f"it has {size} tokens and the model {vocabulary}")
-        self._format = form
+        self._format = input_format
         self._context_length = context_length
         before, between, after, separator = map(literal.named, pieces)
-        self._named = replace(form, before=before, between=between, after=after, separator=separator)
+        self._named = replace(input_format, before=before, between=between, after=after, separator=separator)
 
     @property
     def separator_text(self) -> str | None:
@@ -161,7 +168,7 @@ class Encoder:
                 if marker in text:
                     raise InputError(
                         f"{place} holds {marker!r}, and this checkpoint's chat template rewrites such text; "
-                        "take it out, or score the part of the text without it"
+                        "remove it, or score the part of the text without it"
                     )
 
     def _check_literal(self, ids: Int64, text: str) -> None:
@@ -169,13 +176,13 @@ class Encoder:
         for token, id_ in self._literal.ids.items():
             name = self._literal.names.get(token)
             wanted = (text.count(name) if name else 0) + (self._format.bos_id == id_)
-            found = int(np.count_nonzero(ids == id_))
-            if found > wanted:
+            count = int(np.count_nonzero(ids == id_))
+            if count > wanted:
                 raise InputError(
-                    f"the text becomes the token {token!r}, and only the format may put it in; take what looks like it "
-                    "out of the text"
+                    f"the text becomes the token {token!r}, which only the format may put in; remove what looks like "
+                    "it from the text"
                 )
-            if found < wanted:
+            if count < wanted:
                 raise InputError(f"the token {token!r} is not read where the format puts it, next to this text")
 
     def _check_separators(self, encoded: Encoded) -> None:
@@ -203,15 +210,15 @@ Piece: TypeAlias = "str | int | Mark"
 """Text, the id of a token, or a mark."""
 
 
-def walk(form: InputFormat, trajectory: Trajectory) -> Iterator[Piece]:
+def walk(input_format: InputFormat, trajectory: Trajectory) -> Iterator[Piece]:
     """Yield the pieces of a trajectory in their order, for every format: this is the only place that knows it."""
-    if form.bos_id is not None:
-        yield form.bos_id
-    prompt, steps = _texts(form, trajectory)
-    yield form.before + prompt + form.between
+    if input_format.bos_id is not None:
+        yield input_format.bos_id
+    prompt, steps = _texts(input_format, trajectory)
+    yield input_format.before + prompt + input_format.between
     yield Mark.START
     for index, (text, separator) in enumerate(steps):
-        yield form.after if index else ""
+        yield input_format.after if index else ""
         yield text
         yield separator
         yield Mark.READ
@@ -248,24 +255,30 @@ class Layout:
         return cls(tuple(first), "".join(texts), places[Mark.START][0], tuple(places[Mark.READ]))
 
 
-def _texts(form: InputFormat, trajectory: Trajectory) -> tuple[str, list[tuple[str, str]]]:
+def _texts(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list[tuple[str, str]]]:
     """The prompt, and for each step its text and its separator: in a raw text, the separators of the user."""
-    if form.format == "raw":
+    if input_format.format == "raw":
         return trajectory.prompt + trajectory.lead, [(step.text, step.separator) for step in trajectory.steps]
-    prompt, steps = _trimmed(form, trajectory)
-    return prompt, [(text, form.separator) for text in steps]
+    prompt, steps = _trimmed(input_format, trajectory)
+    return prompt, [(text, input_format.separator) for text in steps]
 
 
-def _trimmed(form: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
+def _trimmed(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
     """Prompt and steps without the white space that the chat template takes off the messages that they are in."""
     prompt, steps = trajectory.prompt, [step.text for step in trajectory.steps]
-    if not form.trim_user and not form.trim_assistant:
+    if not input_format.trim_user and not input_format.trim_assistant:
         return prompt, steps
-    if form.format == "template":  # the prompt is a message, and all steps are another
-        return trim(prompt, form.trim_user), [_trim_side(steps[0], form.trim_assistant, "left"), *steps[1:]]
+    if input_format.format == "template":  # the prompt is a message, and all steps are another
+        return trim(prompt, input_format.trim_user), [
+            _trim_side(steps[0], input_format.trim_assistant, "left"),
+            *steps[1:],
+        ]
     # each step is a message of the user; the first begins with the prompt
-    first = _trim_side(steps[0], form.trim_user, "right")
-    return _trim_side(prompt, form.trim_user, "left"), [first, *(trim(step, form.trim_user) for step in steps[1:])]
+    first = _trim_side(steps[0], input_format.trim_user, "right")
+    return _trim_side(prompt, input_format.trim_user, "left"), [
+        first,
+        *(trim(step, input_format.trim_user) for step in steps[1:]),
+    ]
 
 
 def trim(text: str, how: str) -> str:

@@ -3,14 +3,14 @@
 transformers tokenizes a rendered conversation as one string, so a special token next to white space can take that white
 space away, and only the first word of a text may get a blank in front. To get the same ids, everything is tokenized in
 one call here too. But a literal `<extra_0>` of the user must stay plain text. So the tokens that the pieces use get
-other names, drawn by chance when the tokenizer is opened: pieces are written with those, and the user cannot know them.
+random names when the tokenizer is opened: pieces are written with those names, and the user cannot know them.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,12 @@ class LiteralTokenizer:
 
     def named(self, piece: str) -> str:
         """Return a piece with its tokens under their other names; the longest token wins where two begin."""
-        made = ""
+        text = ""
         while piece:
             at, token = _first_token(piece, self.names)
-            made += piece[:at] + self.names.get(token, "")
+            text += piece[:at] + self.names.get(token, "")
             piece = piece[at + len(token) :]
-        return made
+        return text
 
 
 def open_literal(file: Path, pieces: Iterable[str], bos_id: int | None = None) -> LiteralTokenizer:
@@ -47,6 +47,28 @@ def open_literal(file: Path, pieces: Iterable[str], bos_id: int | None = None) -
     Other special tokens in a text are plain text as well; added tokens that are not special stay tokens. The tokenizer
     neither pads nor truncates nor adds tokens. Raises BundleIntegrityError for a file that is no tokenizer.
     """
+    tokenizer = _open(file)
+    tokens = tokenizer.get_added_tokens_decoder()
+    added = {token.content: id_ for id_, token in tokens.items()}
+    special = tuple(token.content for token in tokens.values() if token.special)
+    guarded = {token: added[token] for piece in pieces for token in _tokens_of(piece, added)}
+    renamed = list(guarded)
+    first = None if bos_id is None else tokenizer.id_to_token(bos_id)
+    if bos_id is not None and first is not None:
+        # Text may become the token by its name, also where it is not an added token.
+        becomes = bos_id in tokenizer.encode(first, add_special_tokens=False).ids
+        renamed += [first] if becomes and first not in guarded else []
+        guarded[first] = bos_id
+    if not renamed:
+        return LiteralTokenizer(tokenizer, {}, guarded, special)
+    nonce = secrets.token_hex(16)
+    names = {token: f"edgeprm{nonce}x{index}x" for index, token in enumerate(renamed)}
+    tokenizer = _renamed(file, names)
+    _check_ids(file, tokenizer, names, {**added, **{token: guarded[token] for token in renamed}})
+    return LiteralTokenizer(tokenizer, names, guarded, special)
+
+
+def _open(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
@@ -54,28 +76,17 @@ def open_literal(file: Path, pieces: Iterable[str], bos_id: int | None = None) -
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleIntegrityError(file, f"not a tokenizer ({error})") from None
     _make_plain(tokenizer)
-    added = {token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items()}
-    special = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
-    used = {token: added[token] for piece in pieces for token in _tokens_of(piece, added)}
-    begins = None if bos_id is None else tokenizer.id_to_token(bos_id)
-    guarded = dict(used)
-    if bos_id is not None and begins is not None:
-        guarded[begins] = bos_id
-        if begins not in used and bos_id not in tokenizer.encode(begins, add_special_tokens=False).ids:
-            begins = None  # text does not become it as it is
-    renamed = [*used, *([begins] if begins is not None and begins not in used else [])]
-    if not renamed:
-        return LiteralTokenizer(tokenizer, {}, guarded, special)
-    chance = secrets.token_hex(16)
-    names = {token: f"edgeprm{chance}x{index}x" for index, token in enumerate(renamed)}
-    tokenizer = _renamed(file, names)
+    return tokenizer
+
+
+def _check_ids(file: Path, tokenizer: Tokenizer, names: Mapping[str, str], ids: Mapping[str, int]) -> None:
+    """BundleIntegrityError when the renamed tokens, or the other added tokens, do not have the ids of the file."""
     for token, name in names.items():
-        if tokenizer.token_to_id(name) != guarded[token]:
+        if tokenizer.token_to_id(name) != ids[token]:
             raise BundleIntegrityError(file, f"its token {token!r} has no place of its own in the vocabulary")
-    for token, id_ in added.items():
+    for token, id_ in ids.items():
         if token not in names and tokenizer.token_to_id(token) != id_:
             raise BundleIntegrityError(file, f"the ids of its added tokens depend on their order ({token!r})")
-    return LiteralTokenizer(tokenizer, names, guarded, special)
 
 
 def _make_plain(tokenizer: Tokenizer) -> None:
@@ -88,12 +99,12 @@ def _make_plain(tokenizer: Tokenizer) -> None:
 def _tokens_of(piece: str, added: Iterable[str]) -> list[str]:
     """The added tokens of a piece, white space left out: a run of blanks that is a token is one in any text."""
     known = [token for token in added if token.strip()]
-    found = []
+    tokens = []
     while piece:
         at, token = _first_token(piece, known)
-        found += [token] if token else []
+        tokens += [token] if token else []
         piece = piece[at + len(token) :]
-    return found
+    return tokens
 
 
 def _first_token(piece: str, tokens: Iterable[str]) -> tuple[int, str]:
@@ -130,5 +141,6 @@ def _renamed(file: Path, names: dict[str, str]) -> Tokenizer:
 
 
 def _touches(pair: str | list[str], names: dict[str, str]) -> bool:
-    left, _, right = pair.partition(" ") if isinstance(pair, str) else (pair[0], "", pair[1])
-    return left in names or right in names or left + right in names
+    """Whether a merge makes, or is made of, a renamed token."""
+    first, _, second = pair.partition(" ") if isinstance(pair, str) else (pair[0], "", pair[1])
+    return first in names or second in names or first + second in names

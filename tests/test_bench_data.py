@@ -1,4 +1,4 @@
-"""Rows of the usual benchmarks are read as what they mean, and a bad row is named by its line."""
+"""Rows of the usual benchmarks are read as what they mean, and a row that cannot be read is named by its line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from edge_prm.errors import InputError
-from edge_prm_bench.data import Data, last_number, read_data
-from edge_prm_bench.statistics import quality
-from edge_prm_bench.statistics.fidelity import Scored, capability, quantization, worst
+from edge_prm_bench.data import last_number, read_data
 
 Write = Callable[..., Path]
 
@@ -93,12 +91,12 @@ def test_a_json_list_is_read_too(write: Write) -> None:
 
 
 def test_the_hash_is_of_what_is_scored(write: Write) -> None:
-    one = read_data(write(PROCESS_BENCH, name="a"))
+    original = read_data(write(PROCESS_BENCH, name="a"))
     other = read_data(write({**PROCESS_BENCH, "generator": "x"}, name="b"))
-    assert one.sha256 == other.sha256
+    assert original.sha256 == other.sha256
     changed = {**PROCESS_BENCH, "steps": ["one", "two", "three."]}
-    assert read_data(write(changed, name="c")).sha256 != one.sha256
-    assert read_data(write(PROCESS_BENCH, {**PROCESS_BENCH, "id": 2}, name="d"), limit=1).sha256 == one.sha256
+    assert read_data(write(changed, name="c")).sha256 != original.sha256
+    assert read_data(write(PROCESS_BENCH, {**PROCESS_BENCH, "id": 2}, name="d"), limit=1).sha256 == original.sha256
 
 
 @pytest.mark.parametrize(
@@ -113,12 +111,12 @@ def test_the_hash_is_of_what_is_scored(write: Write) -> None:
         ({"question": {"problem": "P"}, "label": {"steps": [3]}}, "line 2", "not a row of PRM800K"),
     ],
 )
-def test_a_bad_row_costs_only_itself(write: Write, row: Any, place: str, said: str) -> None:
+def test_a_row_that_cannot_be_read_is_skipped(write: Write, row: Any, place: str, said: str) -> None:
     data = read_data(write(PROCESS_BENCH, row, {**PROCESS_BENCH, "id": "c"}))
     assert {"a", "c"} <= {trace.id for trace in data.traces}
-    (left_out,) = data.left_out
-    assert left_out.place == place
-    assert said in left_out.reason
+    (skipped,) = data.skipped
+    assert skipped.place == place
+    assert said in skipped.reason
     with pytest.raises(InputError, match=r"data\.jsonl: none of 1 rows can be read; line 1"):
         read_data(write({"problem": "P"}))
 
@@ -145,7 +143,7 @@ def test_labels_that_cannot_be_used_are_counted_with_their_reason(write: Write, 
     assert data.traces[0].first_wrong is None
     assert said in data.traces[0].unlabelled
     assert sum(data.unlabelled.values()) == 1
-    assert data.left_out == ()
+    assert data.skipped == ()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,7 @@ def test_two_classes_of_prmbench_may_share_a_number(write: Write) -> None:
     assert [trace.id for trace in data.traces] == ["circular/7", "confidence/7"]
 
 
-def test_rows_with_one_id_are_told_apart(write: Write, tmp_path: Path) -> None:
+def test_rows_with_one_id_are_distinguished(write: Write, tmp_path: Path) -> None:
     data = read_data(write(PROCESS_BENCH, PROCESS_BENCH))
     assert [trace.id for trace in data.traces] == ["a", "a#2"]
     with pytest.raises(InputError, match="holds no rows"):
@@ -221,88 +219,3 @@ def test_one_row_does_not_decide_how_another_is_split(write: Write) -> None:
 )
 def test_the_last_number_is_the_answer(text: str, number: str | None) -> None:
     assert last_number(text) == number
-
-
-# fidelity and quality of a file, by hand
-
-
-@pytest.fixture
-def data(write: Write) -> Data:
-    rows = [
-        {"id": f"p{i}", "problem": "P", "candidates": [{"text": "a\n\nb", "correct": True}, {"text": "c", "correct": False}]}
-        for i in range(3)
-    ]  # fmt: skip
-    return read_data(write(*rows))
-
-
-def test_quantization_by_hand(data: Data) -> None:
-    reference = Scored("full", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], None, [0.3]], "last")
-    ours = Scored("int8", [[0.8, 0.6], [0.4], [0.8, 0.6], [0.5], [0.1, 0.1], [0.3]], "last")
-    result = quantization(data, ours, reference)
-    assert (result.traces, result.rewards, result.left_out) == (5, 7, 1)
-    assert result.mean.value == pytest.approx((0.1 + 0.2 + 0.2) / 7)
-    assert result.maximum == pytest.approx(0.2)
-    assert result.flips.value == pytest.approx(1 / 7)  # 0.4 -> 0.6
-    assert result.first_weak.value == pytest.approx(4 / 5)  # [0.8, 0.4] has a weak step, [0.8, 0.6] has none
-    assert result.best.value == 0.5  # p0: the same; p1: 0.4 against 0.5, now 0.6 against 0.5
-    assert result.mean.low <= result.mean.value <= result.mean.high
-    assert worst(data, ours, reference, 2) == [1, 2]
-
-
-def test_capability_by_hand(data: Data) -> None:
-    reference = Scored("large", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], [0.7, 0.7], [0.7]], "min")
-    ours = Scored("small", [[0.5, 0.3], [0.1], [0.8, 0.2], [0.1], [0.9, 0.9], [0.8]], "last")
-    result = capability(data, ours, reference)
-    assert result.order.value == 0.5  # p0 the same, p1 the other way round, p2 tied in the reference
-    assert result.best.value == pytest.approx(2 / 3)
-
-
-def test_data_without_common_traces_gives_no_numbers(data: Data) -> None:
-    nothing = Scored("none", [None] * 6, "last")
-    result = quantization(data, nothing, nothing)
-    assert (result.traces, result.left_out) == (0, 6)
-    assert result.mean.value != result.mean.value
-    assert result.spearman.value != result.spearman.value
-
-
-def test_best_of_n_of_a_file(data: Data) -> None:
-    scored = Scored("judge", [[0.1, 0.9], [0.5], [0.1, 0.2], [0.5], [0.1, 0.9], [0.5]], "last")
-    result = quality.best_of_n(data, scored)
-    assert result is not None
-    assert (result.n, result.problems) == ([1, 2], 3)
-    assert result.chosen == pytest.approx([0.5, 2 / 3])
-    assert result.oracle == pytest.approx([0.5, 1.0])
-    assert result.random == pytest.approx([0.5, 0.5])
-    assert "chooses right 66.7% of the time" in result.verdict
-
-
-def test_the_verdict_says_when_majority_vote_wins(write: Write) -> None:
-    texts = [{"text": f"A: {n}", "correct": n == 4} for n in (4, 4, 5)]
-    data = read_data(write({"problem": "P", "candidates": texts}))
-    result = quality.best_of_n(data, Scored("judge", [[0.1], [0.2], [0.9]], "last"))
-    assert result is not None
-    assert "majority vote wins with 100.0%" in result.verdict
-
-
-def test_files_without_labels_have_no_quality(data: Data, write: Write) -> None:
-    assert quality.step_quality(data, Scored("judge", [[0.5]] * 6, "last"), 0.5) is None
-    plain = read_data(write({"problem": "P", "steps": ["a"]}, name="plain"))
-    assert quality.best_of_n(plain, Scored("judge", [[0.5]], "last")) is None
-
-
-def test_the_threshold_is_fitted_where_f1_is_highest(write: Write) -> None:
-    rows = [{**PROCESS_BENCH, "id": i, "label": label} for i, label in enumerate((1, 0, -1, -1))]
-    data = read_data(write(*rows))
-    scored = Scored("judge", [[0.9, 0.3, 0.8], [0.2, 0.9, 0.9], [0.6, 0.7, 0.8], [0.5, 0.9, 0.9]], "min")
-    threshold = quality.fit_threshold(data, scored.rewards)
-    assert 0.3 < threshold <= 0.5
-    result = quality.step_quality(data, scored, threshold, data.name)
-    assert result is not None
-    assert (result.f1.value, result.traces, result.erroneous) == (1.0, 4, 2)
-
-
-def test_the_step_auc_is_over_all_steps(write: Write) -> None:
-    data = read_data(write(PROCESS_BENCH))
-    result = quality.step_quality(data, Scored("judge", [[0.9, 0.2, 0.95]], "min"), 0.5)
-    assert result is not None
-    assert result.step_auc.value == 0.5  # the right step above one of the two wrong ones

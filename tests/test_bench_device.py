@@ -1,17 +1,22 @@
-"""Energy and loading: what a device tells is read right, and what it does not tell is not made up."""
+"""The device: what it reports is read as it is meant, and what it does not report is no figure."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_prm.errors import BackendError
 from edge_prm_bench.engine import Engine
-from edge_prm_bench.speed import process
+from edge_prm_bench.report import tables
+from edge_prm_bench.results import Environment, Results
+from edge_prm_bench.speed import child, process
+from edge_prm_bench.speed.device import Device, Processor, installed_versions, processor_of
 from edge_prm_bench.speed.energy import EnergyMeter, input_milliwatts
 
 
@@ -30,21 +35,21 @@ def test_rapl_counts_packages_and_not_their_parts(tmp_path: Path) -> None:
     with EnergyMeter(tmp_path, "no-such-program") as meter:
         (package / "energy_uj").write_text("3500000")
         (part / "energy_uj").write_text("9000000")
-        (other / "energy_uj").write_text("500000")  # its counter went over the end
+        (other / "energy_uj").write_text("500000")  # its counter wrapped
     assert meter.energy is not None
     assert meter.energy.joules == pytest.approx(2.5 + 1.0)
     assert meter.energy.source.startswith("RAPL")
     assert meter.energy.watts == pytest.approx(meter.energy.joules / meter.energy.seconds)
 
 
-def test_a_device_that_tells_nothing_has_no_energy_and_never_zero(tmp_path: Path) -> None:
+def test_a_device_that_measures_no_energy_has_none_and_not_zero(tmp_path: Path) -> None:
     with EnergyMeter(tmp_path / "nowhere", "no-such-program") as meter:
         pass
     assert meter.energy is None
     write_package(tmp_path, "intel-rapl:0", 5)
     with EnergyMeter(tmp_path, "no-such-program") as meter:
         pass
-    assert meter.energy is None  # the counter stood still
+    assert meter.energy is None  # the counter did not change
 
 
 def test_a_counter_that_may_not_be_read_is_no_energy(tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_the_input_rail_of_tegrastats_is_read(line: str, milliwatts: int | None)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in for tegrastats is a script")
-def test_a_jetson_s_board_power_goes_before_the_processor_s(tmp_path: Path) -> None:
+def test_the_board_power_of_a_jetson_is_preferred_to_that_of_the_processor(tmp_path: Path) -> None:
     write_package(tmp_path, "intel-rapl:0", 5)
     program = tmp_path / "tegrastats"
     program.write_text(
@@ -89,14 +94,57 @@ def test_a_bundle_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         process.measure_peak_memory(tmp_path, 16, Engine(1))
 
 
-def test_memory_that_a_system_does_not_know_is_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(process, "_run", lambda *_: {"load_s": 1.0, "peak_gb": None})
-    assert process.measure_peak_memory(tmp_path, 16, Engine(1)) is None
+def test_peak_memory_is_the_high_water_mark_of_the_process(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t   1024 kB\n")
+    assert child.peak_bytes(status) == 2048 * 1024
 
 
-def test_the_process_needs_no_module_of_unix_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on Windows: no /proc and no module `resource`."""
-    hidden = "import sys, pathlib; sys.modules['resource'] = None; pathlib.Path.exists = lambda self: False\n"
-    fake = "import sys, types; sys.modules['edge_prm'] = types.SimpleNamespace(load=lambda *_, **__: None)\n"
-    monkeypatch.setattr(process, "_CODE", hidden + fake + process._CODE)
-    assert process.measure_peak_memory(tmp_path, 0, Engine(1)) is None
+def test_without_proc_and_the_module_resource_peak_memory_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert child.peak_bytes(tmp_path / "nowhere") is None
+
+
+EPYC = """processor\t: 0
+model name\t: AMD EPYC
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni
+processor\t: 1
+model name\t: another core
+flags\t\t: fpu
+"""
+ORIN = "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\nCPU part\t: 0xd42\n"
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "name", "instructions"),
+    [
+        (EPYC, "AMD EPYC", ("AVX2", "AVX-512", "AVX512-VNNI")),
+        (ORIN, None, ("NEON dotprod",)),
+        ("", None, ()),
+    ],
+)
+def test_a_processor_is_described_by_what_int8_kernels_need(
+    cpu_info: str, name: str | None, instructions: tuple[str, ...]
+) -> None:
+    processor = processor_of(cpu_info)
+    assert processor.instructions == instructions
+    assert processor.name == name or name is None
+
+
+def test_the_hardware_line_has_processor_threads_and_versions() -> None:
+    device = Device(
+        "board", Processor("Cortex", ("NEON dotprod",), 6, None), 8.0, "Linux 5.15 aarch64", "15W",
+        {"python": "3.11", "onnxruntime": "1.22", "llama-cpp-python": "0.3.36", "numpy": "2.0"},
+    )  # fmt: skip
+    assert tables.hardware(Results(Environment(device, 1))) == (
+        "Cortex (NEON dotprod), 6 cores, 8 GB, power mode 15W; Linux 5.15 aarch64; 1 thread; "
+        "python 3.11, onnxruntime 1.22, llama-cpp-python 0.3.36, numpy 2.0"
+    )
+
+
+def test_versions_are_of_installed_packages_only() -> None:
+    versions = installed_versions(("numpy", "no-such-package"))
+    assert versions == {"python": platform.python_version(), "numpy": np.__version__}

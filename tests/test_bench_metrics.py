@@ -1,4 +1,4 @@
-"""Every statistic against an independent implementation, or against values worked out by hand."""
+"""Every statistic against an independent implementation, or against values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_prm_bench.statistics import metrics, quality
+from edge_prm_bench.statistics import best_of_n, metrics, steps
 
 stats = pytest.importorskip("scipy.stats", reason="the judge of the statistics is scipy: pip install scipy")
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn: pip install scikit-learn")
@@ -57,7 +57,7 @@ def test_ranks_are_those_of_scipy(values: list[float]) -> None:
 
 
 def test_statistics_of_nothing_and_of_one_are_not_numbers() -> None:
-    for nothing in (metrics.mean([]), metrics.quantile([], 0.99), metrics.maximum([]), metrics.flips([], [], 0.5)):
+    for nothing in (metrics.mean([]), metrics.quantile([], 0.99), metrics.maximum([]), metrics.flip_rate([], [], 0.5)):
         assert math.isnan(nothing)
     for values in ([], [0.5]):
         assert math.isnan(metrics.spearman(values, values))
@@ -74,8 +74,8 @@ def test_lists_of_other_lengths_are_refused() -> None:
         metrics.spearman([1, 2], [1])
 
 
-def test_flips_by_hand() -> None:
-    assert metrics.flips([0.5, 0.4, 0.9, 0.1], [0.4, 0.4, 0.5, 0.6], 0.5) == 0.5  # at the threshold is above it
+def test_flip_rate_by_hand() -> None:
+    assert metrics.flip_rate([0.5, 0.4, 0.9, 0.1], [0.4, 0.4, 0.5, 0.6], 0.5) == 0.5  # at the threshold is above it
 
 
 def test_first_weak_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_best_of_takes_the_first_of_equals() -> None:
 
 
 def test_order_agreement_by_hand() -> None:
-    # Pairs that the right side tells apart: (0,1), (0,2); the left side agrees on the first, ties the second.
+    # Pairs of different values on the right: (0,1), (0,2); the left side agrees on the first, ties the second.
     assert metrics.order_agreement([0.5, 0.2, 0.5], [0.9, 0.1, 0.1]) == (1, 2)
     assert metrics.order_agreement([0.5], [0.5]) == (0, 0)
 
@@ -124,7 +124,7 @@ def test_a_statistic_that_is_seldom_defined_has_no_interval() -> None:
 
 
 def test_f1_by_hand() -> None:
-    """ProcessBench: two of three wrong ones found at the right step, one of two right ones passed."""
+    """ProcessBench: the first wrong step is found in two of three, and one of two correct ones is accepted."""
     rows = [
         ([0.9, 0.2], 1),
         ([0.1, 0.9], 0),
@@ -133,13 +133,13 @@ def test_f1_by_hand() -> None:
         ([0.9, 0.4], -1),  # a false alarm
     ]
     accuracies = (2 / 3, 1 / 2)
-    assert quality.f1_of(rows, 0.5) == pytest.approx(stats.hmean(accuracies))
+    assert steps.f1_of(rows, 0.5) == pytest.approx(stats.hmean(accuracies))
 
 
 def test_f1_of_a_judge_that_is_never_right_is_zero_and_of_one_kind_is_no_number() -> None:
-    assert quality.f1_of([([0.9], 0), ([0.1], -1)], 0.5) == 0
-    assert math.isnan(quality.f1_of([([0.9], -1)], 0.5))
-    assert math.isnan(quality.f1_of([], 0.5))
+    assert steps.f1_of([([0.9], 0), ([0.1], -1)], 0.5) == 0
+    assert math.isnan(steps.f1_of([([0.9], -1)], 0.5))
+    assert math.isnan(steps.f1_of([], 0.5))
 
 
 CANDIDATES = st.lists(st.tuples(TIED, st.booleans()), min_size=1, max_size=6)
@@ -151,9 +151,9 @@ def test_best_of_n_is_that_of_all_subsets(candidates: list[tuple[float, bool]], 
     scores, correct = zip(*candidates, strict=True)
     subsets = list(combinations(range(len(candidates)), n))
     chosen = [correct[max(subset, key=lambda i: (scores[i], -i))] for subset in subsets]
-    assert quality.chosen_accuracy(scores, correct, n) == pytest.approx(np.mean(chosen))
+    assert best_of_n.chosen_accuracy(scores, correct, n) == pytest.approx(np.mean(chosen))
     oracle = [any(correct[i] for i in subset) for subset in subsets]
-    assert quality.oracle_accuracy(correct, n) == pytest.approx(np.mean(oracle))
+    assert best_of_n.oracle_accuracy(correct, n) == pytest.approx(np.mean(oracle))
 
 
 @pytest.mark.parametrize(
@@ -168,15 +168,15 @@ def test_best_of_n_is_that_of_all_subsets(candidates: list[tuple[float, bool]], 
     ],
 )
 def test_majority_vote_by_hand(answers: Sequence[str | None], correct: Sequence[bool], n: int, expected: float) -> None:
-    assert quality.vote_accuracy(answers, correct, n) == pytest.approx(expected)
+    assert best_of_n.vote_accuracy(answers, correct, n) == pytest.approx(expected)
 
 
 def test_majority_vote_without_answers_is_no_number() -> None:
-    assert math.isnan(quality.vote_accuracy([None, None], [True, False], 2))
+    assert math.isnan(best_of_n.vote_accuracy([None, None], [True, False], 2))
 
 
 def test_majority_vote_of_many_candidates_is_sampled_and_close() -> None:
     answers = ["right"] * 12 + ["wrong"] * 8
     correct = [answer == "right" for answer in answers]
     exact = sum(stats.hypergeom(20, 12, 9).pmf(k) for k in range(5, 10))
-    assert quality.vote_accuracy(answers, correct, 9) == pytest.approx(exact, abs=0.05)
+    assert best_of_n.vote_accuracy(answers, correct, 9) == pytest.approx(exact, abs=0.05)

@@ -1,4 +1,4 @@
-"""References in torch: the authors' formula, once, and nothing lost when the run is killed."""
+"""References in torch: the authors' formula, once, and nothing is lost when the run is killed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import refused, run
 
 from edge_prm.demo import CHECKPOINTS
 from edge_prm.demo.derivations import generate
-from edge_prm.errors import InputError, OutputError
 from edge_prm.prm import load
 from edge_prm_bench.data import read_data
-from edge_prm_bench.reference.file import Provenance, ReferenceWriter, Row, read_reference
-
-PROVENANCE = Provenance(
-    "demo", "c" * 64, "d" * 64, "token_pair", "fp32", "cpu", 1, "data.jsonl", "e" * 64, "blank", 3,
-    versions={"torch": "2.0"}, tokens=("+", "-"), input={"format": "raw", "bos_id": None}, context_length=512,
-    compared_with="a tokenizer",
-)  # fmt: skip
-ROWS = [Row("a", (0.25, 0.1), 12), Row("b", None, 9000, "9000 tokens"), Row("ç", (0.5,), 3)]
+from edge_prm_bench.reference.file import read_reference
 
 
 @pytest.fixture
@@ -39,130 +29,6 @@ def data_file(tmp_path: Path) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-# the file
-
-
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    writer = ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE)
-    writer.write(ROWS[:2])
-    writer.write(ROWS[2:])
-    writer.close()
-    reference = read_reference(tmp_path / "r.jsonl")
-    assert reference.provenance == PROVENANCE
-    assert list(reference.rows) == ROWS
-
-
-@pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_file_cut_anywhere_goes_on_from_its_last_whole_line(tmp_path: Path, cut: int) -> None:
-    path = tmp_path / "r.jsonl"
-    whole = PROVENANCE.header() + "".join(row.line() for row in ROWS)
-    path.write_bytes(whole.encode()[:-cut])
-    writer = ReferenceWriter(path, PROVENANCE)
-    writer.write(row for row in ROWS if row.id not in writer.done)
-    writer.close()
-    assert path.read_text() == whole
-
-
-def test_a_file_that_was_cut_in_its_header_begins_anew(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_bytes(PROVENANCE.header().encode()[:50])
-    ReferenceWriter(path, PROVENANCE).close()
-    assert path.read_text() == PROVENANCE.header()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dtype": "bf16"}, {"checkpoint_sha256": "f" * 64}, {"data_sha256": "f" * 64}, {"batch_size": 4},
-        {"head": "sigmoid"}, {"tokens": ("yes", "no")}, {"input": {"format": "raw", "bos_id": 1}},
-        {"context_length": 100}, {"split": "lines"}, {"versions": {"torch": "2.1"}}, {"compared_with": "none"},
-    ],
-)  # fmt: skip
-def test_a_file_of_another_run_is_not_gone_on_with(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "r.jsonl"
-    ReferenceWriter(path, PROVENANCE).close()
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=f"was begun with {next(iter(change))}"):
-        ReferenceWriter(path, replace(PROVENANCE, **change))
-    assert path.read_bytes() == before
-
-
-def test_a_reference_of_an_older_version_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text(PROVENANCE.header().replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(InputError, match="has format version 1 and this edge-prm reads 2; make it anew"):
-        read_reference(path)
-
-
-@pytest.mark.parametrize("text", ["my notes, without an end", "my notes\n", "\n", "{}\n", '{"format": "x"'])
-def test_a_file_that_is_no_reference_is_never_written_to(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"r\.jsonl"):
-        ReferenceWriter(path, PROVENANCE)
-    assert path.read_text() == text
-
-
-@pytest.mark.parametrize("length", range(0, 400, 23))
-def test_a_header_that_was_cut_anywhere_is_begun_anew(tmp_path: Path, length: int) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_bytes(PROVENANCE.header().encode()[:length])
-    ReferenceWriter(path, PROVENANCE).close()
-    assert path.read_text() == PROVENANCE.header()
-
-
-@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_is_neither_written_nor_read(tmp_path: Path, reward: float) -> None:
-    path = tmp_path / "r.jsonl"
-    with ReferenceWriter(path, PROVENANCE) as writer, pytest.raises(ValueError, match="not JSON compliant"):
-        writer.write([Row("a", (0.5, reward), 3)])
-    path.write_text(PROVENANCE.header() + json.dumps({"id": "a", "tokens": 3, "rewards": [0.5, reward]}) + "\n")
-    with pytest.raises(InputError, match="damaged"):
-        read_reference(path)
-
-
-def test_two_runs_to_one_file_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl", reason="this system has no locks of this kind")
-    with ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE) as first:
-        first.write(ROWS[:1])
-        with pytest.raises(InputError, match="is being written by another process"):
-            ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE)
-        first.write(ROWS[1:])
-    assert list(read_reference(tmp_path / "r.jsonl").rows) == ROWS
-    with ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE) as again:
-        assert again.done == {row.id for row in ROWS}
-
-
-@pytest.mark.parametrize(("name", "said"), [("", "it is a folder"), ("missing/r.jsonl", "there is no folder")])
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(OutputError, match=said):
-        ReferenceWriter(tmp_path / name, PROVENANCE)
-
-
-@pytest.mark.parametrize("text", ["", "\n", "{}\n", "[]\n", "no\n", '{"format": "edge-prm-reference"}\n'])
-def test_what_is_no_reference_file_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"r\.jsonl"):
-        read_reference(path)
-
-
-def test_a_reference_of_other_data_is_refused(tmp_path: Path, data_file: Path) -> None:
-    ReferenceWriter(tmp_path / "r.jsonl", PROVENANCE).close()
-    with pytest.raises(InputError, match="was made from other data"):
-        read_reference(tmp_path / "r.jsonl").rewards_for(read_data(data_file))
-
-
-def test_a_reference_that_is_not_complete_says_how_to_go_on(tmp_path: Path, data_file: Path) -> None:
-    data = read_data(data_file)
-    ReferenceWriter(tmp_path / "r.jsonl", replace(PROVENANCE, data_sha256=data.sha256)).close()
-    with pytest.raises(InputError, match="24 of 24 traces are missing; run the same"):
-        read_reference(tmp_path / "r.jsonl").rewards_for(data)
-
-
-# the run
 
 
 @pytest.fixture
@@ -258,7 +124,7 @@ def test_a_reward_that_is_not_finite_costs_its_row_only(
         (("--limit", "5"), "was begun with "),
     ],
 )
-def test_other_options_do_not_go_on_with_a_file(
+def test_other_options_do_not_continue_a_file(
     tmp_path: Path, data_file: Path, options: tuple[str, ...], said: str
 ) -> None:
     arguments = ("bench", "reference", "demo", data_file, "-o", tmp_path / "r.jsonl", "--threads", 1)
@@ -294,8 +160,8 @@ def test_options_that_describe_a_checkpoint_go_into_the_header(
     )
     assert result.exit_code == 0, result.output
     reference = read_reference(output)
-    assert (reference.provenance.head, reference.provenance.tokens) == ("token_pair", ("+", "-"))
-    form = reference.provenance.input
+    assert (reference.provenance.checkpoint.head, reference.provenance.checkpoint.tokens) == ("token_pair", ("+", "-"))
+    form = reference.provenance.checkpoint.input
     assert (form["format"], form["separator"], form["between"], form["after"]) == ("tagged", " !", "  ", "\n")
     bundle = export(
         str(checkpoint_of("sigmoid")), tmp_path / "bundle", recipe="fp32", token_pair=("+", "-"), separator=" !",

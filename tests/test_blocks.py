@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
-from edge_prm_export.gguf.kquants import BYTES, Q4_K, Q6_K, SUPER, grid_of, put_integers
+from edge_prm_export.gguf.kquants import BYTES, Q4_K, Q6_K, SUPER_BLOCK, grid_of, put_integers
 from edge_prm_export.quantize.gptq import GPTQ
 from edge_prm_export.quantize.grid import Grid
 
@@ -33,7 +33,7 @@ def test_integers_on_a_grid_are_what_gguf_reads(seed: int, kind: int, outputs: i
     place = slice(0, 4) if kind == Q4_K else slice(208, 210)
     data.reshape(outputs, 3, -1)[..., place] = scales[..., : place.stop - place.start]
     grid = grid_of(data, kind)
-    integers = rng.integers(0, grid.q_max + 1, (outputs, 3 * SUPER)).astype(np.uint8)
+    integers = rng.integers(0, grid.q_max + 1, (outputs, 3 * SUPER_BLOCK)).astype(np.uint8)
     put_integers(data, kind, integers)
     read = gguf.dequantize(data, gguf.GGMLQuantizationType[NAMES[kind]])
     assert np.allclose(read, values_of(grid, integers), rtol=1e-6, atol=1e-6)

@@ -73,7 +73,7 @@ def test_tables_of_the_benchmark_hold_no_json(bundle: Path, rows: Callable[..., 
     result = run("bench", "quality", bundle, "--data", rows(*LABELLED), "-o", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
     assert not [line for line in result.stdout.splitlines() if line.startswith("{")]
-    assert json.loads((tmp_path / "x.json").read_text())["step_quality"]
+    assert json.loads((tmp_path / "x.json").read_text())["quality"]["steps"]
 
 
 def test_the_reference_says_in_a_sentence_what_json_says(rows: Callable[..., Path], tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from trajectories import run_threads
 
 import edge_prm
 from edge_prm.backends import Backend, EngineOptions, Model, guest, load_model
-from edge_prm.backends.gguf import model as backend
+from edge_prm.backends.gguf import sequences as limits
+from edge_prm.backends.gguf.context import Context
 from edge_prm.backends.gguf.llama_cpp import StopFlag, gpu_layers_of
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
@@ -168,7 +169,7 @@ def test_candidates_cost_the_prompt_once(bundle_of: Callable[..., Path]) -> None
 def test_branches_share_cells_and_the_context_grows(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "FIRST_CELLS", 256)
+    monkeypatch.setattr(limits, "FIRST_CELLS", 256)
     model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
     expected = model.start().extend(IDS, [199])[0]
     gc.collect()
@@ -190,11 +191,11 @@ def test_branches_share_cells_and_the_context_grows(
 
 def test_sequences_come_back_when_nobody_holds_them(bundle_of: Callable[..., Path]) -> None:
     model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
-    for _ in range(3 * backend.MOST_SEQUENCES):
+    for _ in range(3 * limits.MAX_SEQUENCES):
         model.start().extend(IDS[:4], [3])
         gc.collect(0)
     held: list[Backend] = []
-    with pytest.raises(BackendError, match=f"{backend.MOST_SEQUENCES} sequences are open"):
+    with pytest.raises(BackendError, match=f"{limits.MAX_SEQUENCES} sequences are open"):
         open_many(model, held)
     held[0].close()
     model.start().extend(IDS[:4], [3])
@@ -208,7 +209,7 @@ def test_sequences_come_back_when_nobody_holds_them(bundle_of: Callable[..., Pat
 def test_as_many_sessions_as_llama_cpp_allows_can_be_open_after_a_score(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "MOST_SEQUENCES", 8)
+    monkeypatch.setattr(limits, "MAX_SEQUENCES", 8)
     with edge_prm.load(bundle_of("sigmoid", "f32"), threads=1) as prm:
         expected = prm.score(PROMPT, STEPS[:1]).rewards  # it leaves an idle sequence
         sessions = [prm.session(PROMPT) for _ in range(8)]
@@ -223,7 +224,7 @@ def test_as_many_sessions_as_llama_cpp_allows_can_be_open_after_a_score(
 def test_a_context_is_small_again_when_a_long_text_is_forgotten(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    monkeypatch.setattr(limits, "FIRST_CELLS", 512)
     model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
     kept = model.start()
     kept.extend(IDS[:150], [])
@@ -240,17 +241,17 @@ def test_a_context_is_small_again_when_a_long_text_is_forgotten(
 def test_a_context_grows_once_for_a_long_text_and_never_holds_two(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    monkeypatch.setattr(limits, "FIRST_CELLS", 512)
     model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
     made: list[int] = []
-    make = backend.GgufModel._make_context
+    make = Context._make
 
-    def counted(self: backend.GgufModel, cells: int, sequences: int) -> object:
+    def counted(self: Context, cells: int, sequences: int) -> object:
         assert self._handles.context is None
         made.append(cells)
         return make(self, cells, sequences)
 
-    monkeypatch.setattr(backend.GgufModel, "_make_context", counted)
+    monkeypatch.setattr(Context, "_make", counted)
     model.start().extend(np.resize(IDS, 3000), [2999])
     assert made == [3072]
     model.close()
@@ -259,19 +260,19 @@ def test_a_context_grows_once_for_a_long_text_and_never_holds_two(
 def test_without_memory_for_more_cells_what_was_held_stays(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "FIRST_CELLS", 512)
+    monkeypatch.setattr(limits, "FIRST_CELLS", 512)
     model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
     held = model.start()
     held.extend(IDS[:100], [])
     expected = held.branch().extend(IDS[100:150], [49])[0]
-    make = backend.GgufModel._make_context
+    make = Context._make
 
-    def full(self: backend.GgufModel, cells: int, sequences: int) -> object:
+    def full(self: Context, cells: int, sequences: int) -> object:
         if cells > 512:
             raise BackendError("llama.cpp has no memory")
         return make(self, cells, sequences)
 
-    monkeypatch.setattr(backend.GgufModel, "_make_context", full)
+    monkeypatch.setattr(Context, "_make", full)
     with pytest.raises(BackendError, match="no memory"):
         model.start().extend(np.resize(IDS, 1000), [])
     gc.collect()
@@ -287,8 +288,8 @@ def test_a_run_that_is_stopped_leaves_the_sequence_usable(bundle_of: Callable[..
     stop = StopFlag()
     stop.set()
     with pytest.raises(BackendError, match="failed at token 100"):
-        model._run(sequence._sequence, IDS[100:], 100, [99], 0, stop)  # type: ignore[attr-defined]
-    model.run(sequence._sequence, IDS[:50], 100, [])  # type: ignore[attr-defined]  # as if interrupted after it
+        model._run(sequence.sequence, IDS[100:], 100, [99], 0, stop)  # type: ignore[attr-defined]
+    model.run(sequence.sequence, IDS[:50], 100, [])  # type: ignore[attr-defined]  # as if interrupted after it
     assert abs(sequence.extend(IDS[100:], [99])[0] - expected) <= TOLERANCES["f32"]
     model.close()
 
@@ -306,7 +307,7 @@ def test_what_goes_wrong_in_a_callback_comes_out_of_the_run(
         raise kind
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._watcher, "_name", fail)  # type: ignore[attr-defined]
+        patch.setattr(model._context.tap, "_name", fail)  # type: ignore[attr-defined]
         with pytest.raises(kind):
             sequence.extend(IDS[:20], [19])
     assert sequence.offset == 0
@@ -342,7 +343,7 @@ def test_the_log_of_the_application_s_own_llama_cpp_is_given_back(
 
 
 def open_many(model: Model, held: list[Backend]) -> None:
-    for _ in range(backend.MOST_SEQUENCES + 1):
+    for _ in range(limits.MAX_SEQUENCES + 1):
         held.append(model.start())
         held[-1].extend(IDS[:4], [3])
 

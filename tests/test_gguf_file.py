@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import opened, write_checkpoint
 
-from edge_prm.backends.gguf.checks import HEAD_NAME, read_head
+from edge_prm.backends.gguf.checks import read_head
+from edge_prm.backends.gguf.head_file import HEAD_NAME
 from edge_prm.backends.gguf.model import GgufModel
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BundleIntegrityError, MissingExtraError, UnsupportedArchitectureError
@@ -25,11 +26,14 @@ from edge_prm.manifest import Architecture, Manifest
 pytest.importorskip("gguf", reason='GGUF files are written with gguf: pip install "edge-prm[export]"')
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
+from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.head import read_head as head_of_checkpoint
-from edge_prm_export.decoder.weights import DecoderWeights
+from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.gguf.bundle import check_rows
-from edge_prm_export.gguf.metadata import spare_rows
-from edge_prm_export.gguf.writer import write_gguf, write_head
+from edge_prm_export.gguf.candidate import transforms_of
+from edge_prm_export.gguf.head import write_head_file
+from edge_prm_export.gguf.vocabulary import spare_rows
+from edge_prm_export.gguf.writer import write_gguf
 
 KINDS = {"F32": 1e-6, "Q8_0": 1e-4, "F16": 1e-5, "BF16": 1e-4}
 
@@ -41,6 +45,10 @@ def architecture_of(checkpoint: Any) -> Architecture:
     )  # fmt: skip
 
 
+def decoder_of(checkpoint: Checkpoint, *, rotated: bool = False) -> TransformedDecoder:
+    return TransformedDecoder(checkpoint, transforms_of(checkpoint.config, (), rotated=rotated))
+
+
 @pytest.fixture(scope="module")
 def gguf_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[..., Path]:
     """(head, kind, rotated) -> GGUF file with its head beside it where there is one; not to be changed."""
@@ -50,10 +58,11 @@ def gguf_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[s
         if (head, kind, rotated) not in made:
             folder = tmp_path_factory.mktemp("gguf")
             checkpoint = opened(checkpoint_of(head))
-            weights = DecoderWeights(checkpoint, rotated=rotated, folded=rotated)
-            names = list(write_gguf(folder / "model.gguf", weights, head_of_checkpoint(checkpoint), kind, kind))
+            decoder = decoder_of(checkpoint, rotated=rotated)
+            head_ = head_of_checkpoint(checkpoint)
+            names = list(write_gguf(folder / "model.gguf", checkpoint, decoder, head_, kind, kind))
             assert len(names) == len(set(names)) == 2 + 12 * checkpoint.config.layers
-            write_head(folder / HEAD_NAME, weights, head_of_checkpoint(checkpoint))
+            write_head_file(folder / HEAD_NAME, decoder, head_)
             made[head, kind, rotated] = folder / "model.gguf"
         return made[head, kind, rotated]
 
@@ -76,7 +85,7 @@ def test_the_head_inside_is_the_checkpoint_s_in_full_precision(
 ) -> None:
     checkpoint = opened(checkpoint_of("sigmoid"))
     ((expected, bias),) = head_of_checkpoint(checkpoint).layers
-    expected = DecoderWeights(checkpoint, rotated=rotated).head(expected)
+    expected = decoder_of(checkpoint, rotated=rotated).head(expected)
     ((weight, found_bias),) = read_head(gguf_of("sigmoid", kind, rotated), architecture, None)
     assert np.abs(weight - expected).max() <= KINDS[kind] * np.abs(expected).max()
     assert found_bias == bias
@@ -108,7 +117,7 @@ def test_a_head_that_stands_beside_is_read(
     layers = read_head(path, architecture, path.with_name(HEAD_NAME))
     expected = head_of_checkpoint(checkpoint).layers
     assert len(layers) == len(expected)
-    assert np.allclose(layers[0][0], DecoderWeights(checkpoint, rotated=False).head(expected[0][0]))
+    assert np.allclose(layers[0][0], decoder_of(checkpoint).head(expected[0][0]))
     with pytest.raises(BundleIntegrityError, match="the manifest lists no reward_head"):
         read_head(path, architecture, None)
 
@@ -119,19 +128,19 @@ def test_without_rows_to_spare_a_sigmoid_head_stands_beside(tmp_path: Path, toke
     size = Tokenizer.from_file(str(tokenizer_file)).get_vocab_size(with_added_tokens=True)
     checkpoint = opened(write_checkpoint(tmp_path / "full", tokenizer_file, vocab_size=size + 1))
     head = head_of_checkpoint(checkpoint)
-    weights = DecoderWeights(checkpoint, rotated=False, folded=False)
-    list(write_gguf(tmp_path / "model.gguf", weights, head, "Q8_0", "Q8_0"))
-    write_head(tmp_path / HEAD_NAME, weights, head)
+    decoder = decoder_of(checkpoint)
+    list(write_gguf(tmp_path / "model.gguf", checkpoint, decoder, head, "Q8_0", "Q8_0"))
+    write_head_file(tmp_path / HEAD_NAME, decoder, head)
     ((weight, _),) = read_head(tmp_path / "model.gguf", architecture_of(checkpoint), tmp_path / HEAD_NAME)
-    assert np.array_equal(weight, DecoderWeights(checkpoint, rotated=False).head(head.layers[0][0]))
+    assert np.array_equal(weight, decoder_of(checkpoint).head(head.layers[0][0]))
 
 
 def test_an_untied_output_matrix_is_left_out(
     tmp_path: Path, tokenizer_file: Path, gguf_of: Callable[..., Path]
 ) -> None:
     checkpoint = opened(write_checkpoint(tmp_path / "untied", tokenizer_file, tied=False, dtype="fp32"))
-    weights = DecoderWeights(checkpoint, rotated=False, folded=False)
-    names = list(write_gguf(tmp_path / "m.gguf", weights, head_of_checkpoint(checkpoint), "Q8_0", "Q8_0"))
+    decoder = decoder_of(checkpoint)
+    names = list(write_gguf(tmp_path / "m.gguf", checkpoint, decoder, head_of_checkpoint(checkpoint), "Q8_0", "Q8_0"))
     assert "output.weight" not in names
     assert (tmp_path / "m.gguf").stat().st_size == gguf_of().stat().st_size
 
@@ -250,9 +259,12 @@ def test_a_copy_without_changes_is_taken(
         (lambda fields: [f for f in fields if not f[0].startswith("edge_prm.")], "no reward head of edge-prm"),
         (lambda fields: [f for f in fields if f[0] != "edge_prm.head.scale"], "edge_prm.head.scale is None"),
         (lambda fields: [f for f in fields if f[0] != "tokenizer.ggml.merges"], "tokenizer.ggml.merges"),
-        (lambda fields: [*fields, ("general.alignment", 4, struct.pack("<I", 7))], "'general.alignment' is no field"),
-        (lambda fields: [*fields, fields[3]], "stands there twice"),
-        (put("general.architecture", 8, text("llama")), "architecture 'llama'"),
+        (
+            lambda fields: [*fields, ("general.alignment", 4, struct.pack("<I", 7))],
+            "unexpected key 'general.alignment'",
+        ),
+        (lambda fields: [*fields, fields[3]], "duplicate key"),
+        (put("general.architecture", 8, text("llama")), "architecture is 'llama' and should be 'qwen2'"),
         (put("edge_prm.head.row", 4, struct.pack("<I", 1 << 31)), "reward head is in rows 2147483648"),
         (put("edge_prm.head.row", 5, struct.pack("<i", -1)), "reward head"),
         (put("edge_prm.head.scale", 6, struct.pack("<f", 0.0)), "scale 0.0"),
@@ -261,10 +273,13 @@ def test_a_copy_without_changes_is_taken(
         (put("edge_prm.head.bias", 8, text("0")), "edge_prm.head.bias is '0'"),
         (put("qwen2.block_count", 7, b"\1"), "qwen2.block_count is True"),
         (put("qwen2.rope.freq_base", 6, struct.pack("<f", -1.0)), "qwen2.rope.freq_base is -1.0"),
-        (put("tokenizer.ggml.model", 8, text("llama")), "tokenizer.ggml.model is 'llama'"),
+        (put("tokenizer.ggml.model", 8, text("bert")), "tokenizer.ggml.model is 'bert'"),
+        (put("tokenizer.ggml.model", 8, text("llama")), "unexpected key 'tokenizer.ggml.pre'"),
+        (put("tokenizer.ggml.pre", 8, text("falcon")), "tokenizer.ggml.pre is 'falcon'"),
+        (put("tokenizer.ggml.add_bos_token", 4, struct.pack("<I", 1)), "add_bos_token is 1"),
         (put("tokenizer.ggml.token_type", 9, struct.pack("<IQ", 5, 2) + b"\0" * 8), "token_type has 2 items"),
         (put("tokenizer.ggml.token_type", 9, struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 5, 0)), "a list of type 9"),
-        (put("tokenizer.ggml.tokens", 8, text("a")), "tokenizer.ggml.tokens is missing or no list"),
+        (put("tokenizer.ggml.tokens", 8, text("a")), "tokenizer.ggml.tokens is missing, or is not a list"),
     ],
 )
 def test_metadata_that_the_exporter_does_not_write_is_refused(
@@ -370,9 +385,15 @@ def test_random_damage_in_the_header_never_escapes(
         ({"other": np.zeros(1)}, "not the reward head"),
         ({"weight.0": np.zeros((2, 64), np.float32)}, "not the reward head"),
         ({"weight.0": np.zeros((2, 63), np.float32), "bias.0": np.zeros(2, np.float32)}, "shape [2, 63]"),
-        ({"weight.0": np.zeros((2, 64), np.float64), "bias.0": np.zeros(2, np.float64)}, "no array of 32-bit floats"),
+        (
+            {"weight.0": np.zeros((2, 64), np.float64), "bias.0": np.zeros(2, np.float64)},
+            "not an array of 32-bit floats",
+        ),
         ({"weight.0": np.zeros((3, 64), np.float32), "bias.0": np.zeros(3, np.float32)}, "ends in 3 outputs"),
-        ({"weight.0": np.full((1, 64), np.nan, np.float32), "bias.0": np.zeros(1, np.float32)}, "no part of a head"),
+        (
+            {"weight.0": np.full((1, 64), np.nan, np.float32), "bias.0": np.zeros(1, np.float32)},
+            "does not belong to a head",
+        ),
         ({"weight.0": np.array([object()]), "bias.0": np.zeros(1)}, "not the reward head"),
     ],
 )

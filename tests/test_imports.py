@@ -58,7 +58,7 @@ def test_importing_the_benchmark_loads_no_engine_and_no_torch() -> None:
         "report.tables",
         "report.pictures",
         "speed.latency",
-        "peers",
+        "baselines",
         "demo",
     )
     code = "\n".join(f"import edge_prm_bench.{name}" for name in modules)

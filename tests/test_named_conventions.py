@@ -240,7 +240,7 @@ def test_rewards_of_a_convention_are_those_of_its_authors(
     from edge_prm_export import export
 
     folder = checkpoint_of(convention)
-    bundle = export(str(folder), tmp_path / "out", recipe="fp32", format=convention)
+    bundle = export(str(folder), tmp_path / "out", recipe="fp32", format=convention, exporter="native")
     with edge_prm.load(bundle, threads=1) as prm:
         assert prm.manifest.input.convention == convention
         scores = [prm.score(prompt, list(steps)) for prompt, steps in TRAJECTORIES]

@@ -498,7 +498,7 @@ def test_an_interrupt_waits_until_an_extension_module_is_imported() -> None:
 
 def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
     need_engine("gguf")
-    from edge_prm.backends.gguf.model import _Handles
+    from edge_prm.backends.gguf.context import Handles
 
     class Llama:
         def __init__(self) -> None:
@@ -512,7 +512,7 @@ def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
             return free
 
     llama = Llama()
-    handles = _Handles(llama, None, Guest())  # type: ignore[arg-type]
+    handles = Handles(llama, None, Guest())  # type: ignore[arg-type]
     handles.batch, handles.context, handles.model = "batch", "context", "model"  # type: ignore[assignment]
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):

@@ -87,7 +87,7 @@ def test_the_benchmark_s_own_pair_is_the_embedded_one_too(here: Path) -> None:
         (here / name).mkdir()
     with demo_pair(Options(parts=("fidelity",)), export, show_progress) as (bundles, options):
         assert {read_manifest(bundle).source.name for bundle in bundles} == {"demo"}
-        assert {read_manifest(path).source.name for path in options.references} == {"demo", "demo-reference"}
+        assert {read_manifest(path).source.name for path in options.input.references} == {"demo", "demo-reference"}
 
 
 def test_export_says_which_of_two_it_takes(here: Path) -> None:

@@ -1,5 +1,5 @@
-"""What transformers would misread without a word: configs of another release, weights that are missing, folders that are
-no decoder in full precision. `export` through optimum and `bench reference` read them right, or say the same sentence.
+"""What transformers would misread silently: configs of another release, missing weights, folders that are not a decoder in
+full precision. `export` through optimum and `bench reference` read them right, or refuse them with the same sentence.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plain_transformers import (
     torch,
     trace_once,
     write_llamas,
+    write_no_family,
     write_tiny,
 )
 from tiny import set_config
@@ -30,6 +31,7 @@ from edge_prm.manifest import read_manifest
 
 traced_once = pytest.fixture(scope="module", autouse=True)(trace_once)
 tiny_llama = pytest.fixture(scope="module")(write_llamas)
+no_family = pytest.fixture(scope="module")(write_no_family)
 
 # configs and weights
 
@@ -94,7 +96,7 @@ def test_rope_parameters_of_transformers_5_are_understood(
         ({"rope_parameters": "default"}, "not an object"),
     ],
 )
-def test_rope_parameters_that_cannot_be_said_are_refused(
+def test_rope_parameters_without_an_old_equivalent_are_refused(
     tiny_llama: Callable[[str], Path], tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     source = _rewritten(tiny_llama("sigmoid"), tmp_path / "source", lambda config: config | change)
@@ -102,7 +104,7 @@ def test_rope_parameters_that_cannot_be_said_are_refused(
 
 
 def refused_by_both(source: Path, head: str, folder: Path, *said: str) -> None:
-    """`export` and `bench reference` say the same thing in one sentence, and write nothing."""
+    """`export` and `bench reference` refuse with the same sentence, and write nothing."""
     for run_it in (lambda: of_bundle(source, head, folder / "out"), lambda: of_reference(source, head, folder)):
         with pytest.raises(CheckpointError) as caught:
             run_it()
@@ -139,9 +141,9 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
     ],
 )
 def test_weights_are_complete_or_refused(
-    tiny_llama: Callable[[str], Path], tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str, head: str
+    no_family: Callable[[str], Path], tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str, head: str
 ) -> None:
-    source = _edit_weights(tiny_llama(head), tmp_path / "source", edit)
+    source = _edit_weights(no_family(head), tmp_path / "source", edit)
     refused_by_both(source, head, tmp_path, said)
 
 
@@ -171,7 +173,7 @@ def test_an_output_matrix_that_is_tied_wins_over_a_stale_one(
     assert_same(of_reference(source, head, tmp_path), expected)
 
 
-def test_names_without_the_model_in_front_are_read(tiny_llama: Callable[[str], Path], tmp_path: Path) -> None:
+def test_names_without_the_prefix_model_are_read(tiny_llama: Callable[[str], Path], tmp_path: Path) -> None:
     """As AutoModel saves a decoder."""
     expected = [oracle(tiny_llama("sigmoid"), "sigmoid", *trajectory) for trajectory in TRAJECTORIES]
 
@@ -199,7 +201,7 @@ def test_longrope_ends_at_its_original_positions(tmp_path: Path) -> None:
     assert header["context_length"] == 100
 
 
-# what is no decoder in full precision
+# what is not a decoder in full precision
 
 
 def _lora(folder: Path) -> None:
@@ -208,7 +210,7 @@ def _lora(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
 
 
-def _lora_beside_a_model(folder: Path) -> None:
+def _lora_next_to_a_model(folder: Path) -> None:
     """transformers would load the adapter's base model in place of the weights that are here."""
     (folder / "adapter_config.json").write_text("{}")
 
@@ -241,7 +243,7 @@ def _nested(folder: Path) -> None:
     ("edit", "said"),
     [
         (_lora, "a LoRA adapter"),
-        (_lora_beside_a_model, "a LoRA adapter"),
+        (_lora_next_to_a_model, "a LoRA adapter"),
         (_bin_only, "pytorch_model.bin"),
         (_labels(1), "score|label|outcome"),
         (_labels(3), "score|label|classes"),
@@ -257,7 +259,7 @@ def _nested(folder: Path) -> None:
         (_nested, "holds its decoder in text_config"),
     ],
 )
-def test_what_is_no_plain_decoder_is_named(
+def test_what_is_not_a_plain_decoder_is_named(
     tiny_llama: Callable[[str], Path], tmp_path: Path, edit: Callable[[Path], None], said: str
 ) -> None:
     source = Path(shutil.copytree(tiny_llama("token_class"), tmp_path / "source"))
@@ -265,7 +267,7 @@ def test_what_is_no_plain_decoder_is_named(
     refused_by_both(source, "token_class", tmp_path, *said.split("|"))
 
 
-def test_a_class_that_is_a_decoder_and_a_head_is_read(tiny_llama: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_class_of_a_decoder_with_a_head_is_read(tiny_llama: Callable[[str], Path], tmp_path: Path) -> None:
     """The authors' 7B names code of its own; its weights are a plain decoder's."""
     names = {"AutoConfig": "configuration_x.XConfig", "AutoModel": "modeling_x.Qwen2ForProcessRewardModel"}
     source = _rewritten(tiny_llama("two_class"), tmp_path / "source", lambda config: config | {"auto_map": names})
@@ -283,6 +285,6 @@ def test_another_file_of_weights_in_the_folder_changes_nothing(
         {"score.weight": torch.ones(2, 64), "score.0.weight": torch.ones(64, 64)}, source / "old_head.safetensors"
     )
     expected = [oracle(tiny_llama("token_class"), "token_class", *trajectory) for trajectory in TRAJECTORIES]
-    found, said = outcome(lambda: of_reference(source, "token_class", tmp_path))
-    assert_same(found, expected if found else [])
-    assert found or "old_head.safetensors" in said
+    rewards, said = outcome(lambda: of_reference(source, "token_class", tmp_path))
+    assert_same(rewards, expected if rewards else [])
+    assert rewards or "old_head.safetensors" in said

@@ -8,7 +8,7 @@ from edge_prm.manifest import InputFormat
 from edge_prm_export.checkpoint.conventions import CONVENTIONS, Chosen, Given, choose
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.head import VALUE_HEAD
-from edge_prm_export.checkpoint.template import input_format
+from edge_prm_export.checkpoint.template import read_format
 
 WRITTEN = {"two_class": "qwen-math-prm", "token_class": "trl"}
 
@@ -19,8 +19,8 @@ def format_of(
 ) -> InputFormat:  # fmt: skip
     """The input format of a checkpoint that is read as one with this kind of head, whatever head it has."""
     if kind == "token_pair":
-        return input_format(checkpoint, choose(checkpoint, Given(None, separator, between, after, (answer, "-"))))
+        return read_format(checkpoint, choose(checkpoint, Given(None, separator, between, after, (answer, "-"))))
     name = WRITTEN.get(kind) or ("skywork-o1" if VALUE_HEAD in checkpoint.tensor_names else "reasonflux")
     row = CONVENTIONS[name]
     pieces = row.pieces if separator is None else replace(row.pieces, separator=separator)
-    return input_format(checkpoint, Chosen(replace(row, pieces=pieces)))
+    return read_format(checkpoint, Chosen(replace(row, pieces=pieces)))

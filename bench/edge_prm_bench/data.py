@@ -1,7 +1,7 @@
-"""Rows of a file as traces: a trajectory, the problem that it belongs to, and the labels that the row has.
+"""Rows of a file as traces: a trajectory, its problem, and the labels of the row.
 
-`edge_prm.records` reads the rows, in any usual format. A row that cannot be read costs only itself: it is named in
-`Data.left_out`, and a trace without usable labels says why in `Trace.unlabelled`.
+`edge_prm.records` reads the rows, in any usual format. A row that cannot be read does not stop the
+others: it is listed in `Data.skipped`. A trace without usable labels says why in `Trace.unlabelled`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 class Trace:
     """A trajectory to be scored.
 
-    `problem`: candidates of one problem share it; any other trace is a problem of its own. `right`: for each step that
-    is scored, whether it and all before it are right; None where the row does not say. `first_wrong`: index of the
-    first wrong step, -1 for none, None without labels. `correct`: whether its final answer is right, and `answer`: that
-    answer, both for best of N. `unlabelled`: why labels of the row cannot be used, "" otherwise.
+    `problem`: shared by the candidates of one problem; any other trace is a problem of its own. `right`: for each
+    scored step, whether it and all steps before it are right; None where the row does not say. `first_wrong`: index
+    of the first wrong step, -1 for none, None without labels. `correct`: whether its final answer is right, and
+    `answer`: that answer, both for best of N. `unlabelled`: why labels of the row cannot be used, "" otherwise.
     """
 
     id: str
@@ -49,8 +49,8 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A row, a candidate or a part of one that was left out: its place in the file and the reason."""
+class Skipped:
+    """A row, a candidate or a part of a row that is not used: its place in the file and the reason."""
 
     place: str
     reason: str
@@ -58,27 +58,27 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Data:
-    """The traces of a file (or of a part of it), and the hash that distinguishes them from all others.
+    """The traces of a file (or of a part of it), and their hash.
 
-    `left_out` holds rows and candidates that could not be read, `parts` what was left out of rows that were read.
+    `skipped` holds rows and candidates that could not be read, `skipped_parts` unused parts of rows that were read.
     `one_step` counts completions that gave one step where another split gives more.
     """
 
     name: str
     traces: tuple[Trace, ...]
     split: str
-    left_out: tuple[LeftOut, ...] = ()
-    parts: tuple[LeftOut, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    skipped_parts: tuple[Skipped, ...] = ()
     one_step: int = 0
 
     @cached_property
     def sha256(self) -> str:
-        """Of ids and texts, exactly as they are scored."""
+        """SHA-256 of ids, prompts, completions and the lengths of the steps: of all that is scored."""
         digest = hashlib.sha256()
         for trace in self.traces:
             trajectory = trace.trajectory
-            parts = [trace.id, trajectory.prompt, trajectory.completion, *(len(s.text) for s in trajectory.steps)]
-            digest.update(json.dumps(parts).encode())
+            scored = [trace.id, trajectory.prompt, trajectory.completion, *(len(s.text) for s in trajectory.steps)]
+            digest.update(json.dumps(scored).encode())
         return digest.hexdigest()
 
     @property
@@ -115,32 +115,36 @@ def read_data(
     splitter(split)
     path = Path(path)
     traces: list[Trace] = []
-    left_out: list[LeftOut] = []
-    parts: list[LeftOut] = []
-    seen: Counter[str] = Counter()
+    skipped: list[Skipped] = []
+    skipped_parts: list[Skipped] = []
     one_step = 0
     for record in read_records(path, fields):
         if limit is not None and len(traces) >= limit:
             break
         if isinstance(record, BadRow):
-            left_out.append(LeftOut(record.place, record.reason))
+            skipped.append(Skipped(record.place, record.reason))
             continue
-        parts += [LeftOut(record.place, note) for note in record.notes]
-        for trace, alone in _traces(record, split, separators):
-            if isinstance(trace, LeftOut):
-                left_out.append(trace)
-                continue
-            one_step += alone
-            seen[trace.id] += 1
-            again = "" if seen[trace.id] == 1 else f"#{seen[trace.id]}"  # results are told apart by their ids
-            traces.append(replace(trace, id=trace.id + again) if again else trace)
+        skipped_parts += [Skipped(record.place, note) for note in record.notes]
+        entries = list(_traces(record, split, separators))
+        traces += [entry for entry, _ in entries if isinstance(entry, Trace)]
+        skipped += [entry for entry, _ in entries if isinstance(entry, Skipped)]
+        one_step += sum(is_one_step for _, is_one_step in entries)
     if not traces:
-        first = left_out[0] if left_out else LeftOut("", "it holds no rows")
-        raise InputError(f"{path}: none of {len(left_out)} rows can be read; {first.place}: {first.reason}")
-    return Data(path.name, tuple(traces[:limit]), split, tuple(left_out), tuple(parts), one_step)
+        first = skipped[0] if skipped else Skipped("", "it holds no rows")
+        raise InputError(f"{path}: none of {len(skipped)} rows can be read; {first.place}: {first.reason}")
+    unique = tuple(_with_unique_ids(traces[:limit]))
+    return Data(path.name, unique, split, tuple(skipped), tuple(skipped_parts), one_step)
 
 
-def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[tuple[Trace | LeftOut, bool]]:
+def _with_unique_ids(traces: Sequence[Trace]) -> Iterator[Trace]:
+    """The traces; the second with the same id gets #2, because results are distinguished by their ids."""
+    seen: Counter[str] = Counter()
+    for trace in traces:
+        seen[trace.id] += 1
+        yield trace if seen[trace.id] == 1 else replace(trace, id=f"{trace.id}#{seen[trace.id]}")
+
+
+def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[tuple[Trace | Skipped, bool]]:
     """Each candidate's trace, and whether it gave one step where another split gives more."""
     problem = str(record.id)
     for index, candidate in enumerate(record.candidates):
@@ -149,11 +153,11 @@ def _traces(record: Record, split: str, separators: Sequence[str]) -> Iterator[t
             text = candidate.steps if isinstance(candidate.steps, str) else ""
             separator = next((own for own in separators if cut_at(text, own)), None)
             trajectory = candidate.trajectory(record.prompt, split, separator)
-            alone = bool(other_split(text, len(trajectory.steps)))
-            yield _trace(id_, problem, candidate, trajectory), alone
+            is_one_step = bool(other_split(text, len(trajectory.steps)))
+            yield _trace(id_, problem, candidate, trajectory), is_one_step
         except InputError as error:
             part = f", candidate {index}" if record.several else ""
-            yield LeftOut(f"{record.place}{part}", str(error)), False
+            yield Skipped(f"{record.place}{part}", str(error)), False
 
 
 def _trace(id_: str, problem: str, candidate: Candidate, trajectory: Trajectory) -> Trace:
@@ -181,8 +185,8 @@ def _labels(candidate: Candidate, trajectory: Trajectory) -> tuple[tuple[bool | 
 
 def last_number(text: str) -> str | None:
     """The last number of a text, without thousands' commas and trailing zeros: what majority vote counts as answer."""
-    found = _NUMBER.findall(text)
-    if not found:
+    numbers = _NUMBER.findall(text)
+    if not numbers:
         return None
-    number = found[-1].replace(",", "")
+    number = numbers[-1].replace(",", "")
     return number.rstrip("0").rstrip(".") if "." in number else number

@@ -1,4 +1,4 @@
-"""The benchmark without a bundle: the embedded pair, demo against its larger reference, on derivations with labels."""
+"""The benchmark without a bundle: the embedded pair, demo and its larger reference, on derivations with labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_prm.output import temporary_folder
 from edge_prm.source import EMBEDDED
 from edge_prm_bench.results import Options
 
-SEED = 30_000_001  # none of these is trained on: the training seeds are below
+SEED = 30_000_001  # above all seeds of the training data
 DERIVATIONS = 200
 PROBLEMS, CANDIDATES = 50, 4
 
@@ -24,11 +24,10 @@ PROBLEMS, CANDIDATES = 50, 4
 def demo_pair(
     options: Options, export: Callable[..., Path], progress: Any
 ) -> Iterator[tuple[tuple[Path, ...], Options]]:
-    """Yield the demo's int8 bundles, and options with its data and its references filled in where none were given.
+    """Yield the demo's int8 bundles, and the options with its references, and with its data where none is given.
 
-    `export` is the exporter's function: the benchmark does not import the exporter.
-
-    `demo-fp32` is the full precision of the demo itself, `demo-reference` the larger model with a two-class head.
+    `export` is the exporter's function, because the benchmark does not import the exporter. `demo-fp32` is the demo in
+    full precision, `demo-reference-fp32` a larger model with a two-class head. The folders are deleted at the end.
     """
     with temporary_folder("edge-prm-bench-") as folder:
         bundles = [
@@ -41,13 +40,20 @@ def demo_pair(
             export(f"{EMBEDDED}{source}", folder / f"{source}-fp32", recipe="fp32", progress=progress)
             for source in ("demo", "demo-reference")
         )
-        data = options.data or (_derivations(folder / "derivations.jsonl"), _candidates(folder / "candidates.jsonl"))
-        limit = 0 if options.limit is None else options.limit
-        yield tuple(bundles), replace(options, data=data, references=(*options.references, *references), limit=limit)
+        data = options.input.data or (
+            _derivations(folder / "derivations.jsonl"),
+            _candidates(folder / "candidates.jsonl"),
+        )
+        limit = 0 if options.input.limit is None else options.input.limit
+        references = (*options.input.references, *references)
+        yield (
+            tuple(bundles),
+            replace(options, input=replace(options.input, data=data, references=references, limit=limit)),
+        )
 
 
 def _derivations(path: Path) -> Path:
-    """ProcessBench rows: half of them have a mistake."""
+    """Write ProcessBench rows; half of them have a mistake."""
     rows = [
         {
             "id": f"derivation-{index}",
@@ -61,7 +67,7 @@ def _derivations(path: Path) -> Path:
 
 
 def _candidates(path: Path) -> Path:
-    """Several solutions of one problem, each right or wrong with equal chance."""
+    """Write rows with several solutions of one problem, each right or wrong with equal probability."""
     rng = random.Random(SEED)
     rows = []
     for index, right in enumerate(generate(SEED + 1, PROBLEMS, mistake_rate=0.0)):

@@ -1,4 +1,4 @@
-"""With what options bundles are loaded, and what they then run on."""
+"""The options with which bundles are loaded, and the device on which they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_prm.manifest import Manifest
 
 @dataclass(frozen=True)
 class Engine:
-    """Options of `edge_prm.load`: threads (None: one per core), device and the layers that a GPU holds."""
+    """Options of `edge_prm.load`: threads (None: one per core), device, and the number of layers on a GPU."""
 
     threads: int | None = None
     device: str = "auto"
@@ -23,15 +23,15 @@ class Engine:
         return edge_prm.load(folder, threads=self.threads, device=self.device, gpu_layers=self.gpu_layers)
 
     def for_reference(self, manifest: Manifest) -> Engine:
-        """The same for a reference bundle: where its engine has no GPU, it runs on the CPU without being asked."""
-        return self if manifest.backend == "gguf" else replace(self, device="auto", gpu_layers=None)
+        """The options for a reference bundle: the CPU where its engine has no GPU, whatever the device option says."""
+        return self if "gpu" in manifest.recipe.devices else replace(self, device="auto", gpu_layers=None)
 
 
 def device_of(prm: edge_prm.PRM) -> str:
-    """What a loaded bundle runs on: `cpu` or `gpu`."""
+    """The device of a loaded bundle: `cpu` or `gpu`."""
     return "gpu" if getattr(prm.model, "on_gpu", False) else "cpu"
 
 
 def default_threads() -> int:
-    """Threads of an engine that is given none: one per core that this process may use."""
+    """Threads of an engine without the option: one per core that this process may use."""
     return usable_cores()

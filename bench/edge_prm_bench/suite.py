@@ -1,220 +1,210 @@
-"""The benchmark: bundles, data and references in, one `Results` out. Every view is made from that."""
+"""The benchmark: bundles, data and references in, `Results` out. Every view is made from `Results`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_prm.errors import EdgePRMError
 from edge_prm_bench import scoring
-from edge_prm_bench.data import Data
 from edge_prm_bench.engine import default_threads, device_of
+from edge_prm_bench.file_fidelity import FileFidelity, file_fidelity
+from edge_prm_bench.file_quality import FileQuality, file_quality, fitted_thresholds
 from edge_prm_bench.plan import Plan, make_plan
-from edge_prm_bench.results import BundleResult, Comparison, Failure, Options, Results, Speed
-from edge_prm_bench.scoring import Judge
+from edge_prm_bench.reference.matching import File
+from edge_prm_bench.results import (
+    BundleResult,
+    Environment,
+    Failure,
+    FidelityResults,
+    Options,
+    QualityResults,
+    Results,
+    Speed,
+)
+from edge_prm_bench.scorers import BundleScorer, Scorer
 from edge_prm_bench.speed.device import Throttling, describe_device, thermal_events
 from edge_prm_bench.speed.gemm import int8_gemm_gops
-from edge_prm_bench.speed.measure import lengths_left_out, measure_speed
-from edge_prm_bench.statistics import fidelity, quality
-from edge_prm_bench.statistics.coverage import Omission, Scored, of_column, of_file, of_sharing, shared
+from edge_prm_bench.speed.measure import lengths_over_context, measure_speed
+from edge_prm_bench.statistics.coverage import Omission, Scored, of_column, of_file
 
-_Scores = dict[tuple[Judge, str], Scored]
-"""By judge and by the hash of the data: two files can have the same name."""
 _MAY_FAIL = (EdgePRMError, OSError, MemoryError)
-"""What ends one bundle and not the run."""
+"""Errors that end the work on one bundle; the others are measured."""
 
 
-class _Run:
-    """One run of the benchmark, while it goes on."""
+class _Failed(NamedTuple):
+    failure: Failure
+    error: BaseException
 
-    def __init__(self, plan: Plan, options: Options, progress: Any) -> None:
-        self.plan, self.options, self.progress = plan, options, progress
-        self.threads = options.engine.threads or default_threads()
-        self.results = Results(describe_device(), self.threads, peers=list(options.peers))
-        self.results.failures += plan.failures
-        self.first_error: BaseException | None = None
-        self.devices: dict[Judge, str] = {}
 
-    def failed(self, name: str, part: str, error: BaseException) -> None:
-        """Note what ended a bundle; the others go on."""
-        self.first_error = self.first_error or error
-        reason = str(error) or type(error).__name__
-        self.results.failures.append(Failure(name, part, reason))
+@dataclass
+class _Speeds:
+    """Speed by bundle, and what was measured of the device on the way."""
+
+    of_bundle: dict[BundleScorer, Speed] = field(default_factory=dict)
+    devices: dict[BundleScorer, str] = field(default_factory=dict)
+    failed: list[_Failed] = field(default_factory=list)
+    gemm_gops: float | None = None
+    throttling: Throttling | None = None
+
+
+@dataclass
+class _Scores:
+    """Rewards by scorer and by the hash of the data, because two files can have the same name."""
+
+    columns: dict[tuple[Scorer, str], Scored] = field(default_factory=dict)
+    devices: dict[BundleScorer, str] = field(default_factory=dict)
+    failed: list[_Failed] = field(default_factory=list)
+
+    def of(self, file: File, scorers: Sequence[Scorer]) -> dict[Scorer, Scored]:
+        """The columns of a file, of those scorers that have one."""
+        keys = [(scorer, file.data.sha256) for scorer in scorers]
+        return {key[0]: self.columns[key] for key in keys if key in self.columns}
 
 
 def run_suite(folders: Sequence[Path], options: Options, progress: Any) -> Results:
     """Measure every bundle.
 
-    Raises InputError for data or references that do not fit, before any model work. A bundle that fails later is a
+    Raises InputError for data or references that do not match, before any model runs. A bundle that fails later is a
     failure in the results, and the others are measured; its error is raised only where nothing at all was measured.
     """
     plan = make_plan(folders, options)
-    run = _Run(plan, options, progress)
-    speeds = _measure_speed(run) if "latency" in options.parts else {}
-    if plan.files or plan.fit:
-        _judge(run)
-    run.results.bundles += [_bundle_result(run, judge, speeds.get(judge)) for judge in plan.ours]
-    if run.first_error is not None and not run.results.measured:
-        raise run.first_error
-    return run.results
+    threads = options.engine.threads or default_threads()
+    speeds = _measure_speeds(plan, options, threads, progress) if "latency" in options.parts else _Speeds()
+    scores = _score_files(plan, options, progress) if plan.files or plan.fit else _Scores()
+    columns = {file.data.sha256: scores.of(file, plan.scorers(file)) for file in plan.files}
+    fidelity = _fidelity_of(plan, options, columns) if "fidelity" in options.parts else []
+    quality = _quality_of(plan, options, columns, scores) if "quality" in options.parts else []
+    failed = speeds.failed + scores.failed
+    results = Results(
+        environment=Environment(describe_device(), threads, speeds.gemm_gops, speeds.throttling),
+        bundles=tuple(_bundle_result(scorer, speeds, scores) for scorer in plan.bundles),
+        fidelity=FidelityResults.joined(part.results for part in fidelity),
+        quality=QualityResults.joined(part.results for part in quality),
+        baselines=options.peers,
+        skipped=tuple(_skipped(plan, options, columns, [*fidelity, *quality])),
+        failures=(*plan.failures, *(item.failure for item in failed), *_empty_columns(plan, columns)),
+        notes=tuple(_notes(plan)),
+    )
+    if failed and not results.measured:
+        raise failed[0].error
+    return results
 
 
-def _measure_speed(run: _Run) -> dict[Judge, Speed]:
-    events = thermal_events()
-    gops = run.results.gemm_gops = int8_gemm_gops(run.threads)
-    speeds = {}
-    for judge in run.plan.ours:
-        run.results.left_out += lengths_left_out(judge, run.options)
+def _measure_speeds(plan: Plan, options: Options, threads: int, progress: Any) -> _Speeds:
+    """Time the bundles one after the other, and the device's int8 GEMM before and after all of them."""
+    events, gops = thermal_events(), int8_gemm_gops(threads)
+    speeds = _Speeds(gemm_gops=gops)
+    for scorer in plan.bundles:
         try:
-            speeds[judge], run.devices[judge] = measure_speed(judge, run.options, gops, run.progress)
+            speeds.of_bundle[scorer], speeds.devices[scorer] = measure_speed(scorer, options, gops, progress)
         except _MAY_FAIL as error:
-            run.failed(judge.name, "latency", error)
+            speeds.failed.append(_failed(scorer, "latency", error))
     now = thermal_events()
     new_events = now - events if now is not None and events is not None else None
-    run.results.throttling = Throttling(gops, int8_gemm_gops(run.threads), new_events)
+    speeds.throttling = Throttling(gops, int8_gemm_gops(threads), new_events)
     return speeds
 
 
-def _bundle_result(run: _Run, judge: Judge, speed: Speed | None) -> BundleResult:
-    manifest = judge.manifest
-    assert manifest is not None, "what is measured are bundles"
-    size = sum(entry.bytes for entry in manifest.files.values()) / 1e9
-    return BundleResult(
-        name=judge.name,
-        source=manifest.source.name,
-        recipe=manifest.recipe.name + (" reduced" if manifest.recipe.reduce_range else ""),
-        head=manifest.head.kind,
-        size_gb=size,
-        golden=manifest.fidelity,
-        speed=speed,
-        device=run.devices.get(judge, ""),
-    )
-
-
-def _judge(run: _Run) -> None:
-    """Score the files with every bundle once, then compare and measure."""
-    plan, results = run.plan, run.results
-    scored: _Scores = {
-        (judge, file.data.sha256): rewards for file in plan.files for judge, rewards in file.references.items()
-    }
-    for judge in (*plan.ours, *plan.references):
-        try:
-            _score(run, judge, scored)
-        except _MAY_FAIL as error:
-            run.failed(judge.name, "scoring", error)
-    labelled = "quality" in run.options.parts
-    for file in [*plan.files, *([plan.fit] if plan.fit else [])]:
-        results.left_out += of_file(file.data, file.total, labelled)
-        if one_step := getattr(file.data, "one_step", 0):
-            results.notes.append(
-                f"{file.data.name}: {one_step} completions are read as one step each, and another --split gives more; "
-                "`edge-prm rows` shows how a file is read"
-            )
+def _score_files(plan: Plan, options: Options, progress: Any) -> _Scores:
+    """Score every file with every bundle once; the rewards of reference files are known already."""
+    scores = _Scores()
     for file in plan.files:
-        columns = {j: scored[j, file.data.sha256] for j in plan.judges(file) if (j, file.data.sha256) in scored}
-        for column in columns.values():
-            results.left_out += of_column(file.data, column)
-            if not column.indices:
-                reason = f"{file.data.name}: no trace has a reward: {scoring.nothing_scored(column)}"
-                results.failures.append(Failure(column.name, "scoring", reason))
-        if "fidelity" in run.options.parts:
-            _compare(run, file.data, columns)
-        if labelled:
-            _measure_quality(run, file.data, columns, scored)
+        for reference, column in file.references.items():
+            scores.columns[reference, file.data.sha256] = column
+    for scorer in (*plan.bundles, *plan.references):
+        try:
+            _score(scorer, plan, options, scores, progress)
+        except _MAY_FAIL as error:
+            scores.failed.append(_failed(scorer, "scoring", error))
+    return scores
 
 
-def _score(run: _Run, judge: Judge, scored: _Scores) -> None:
-    """Run a bundle over all files."""
-    assert judge.manifest is not None, "reference files are not run"
-    own = judge in run.plan.ours
-    engine = run.options.engine if own else run.options.engine.for_reference(judge.manifest)
-    everything = {file.data.sha256: file.data for file in run.plan.files}
-    if run.plan.fit is not None:
-        everything.setdefault(run.plan.fit.data.sha256, run.plan.fit.data)
-    with engine.load(judge.source) as prm:
-        run.devices[judge] = device_of(prm)
-        for sha256, data in everything.items():
-            scored[judge, sha256] = scoring.rewards_of_bundle(judge, prm, data, run.progress)
+def _score(scorer: BundleScorer, plan: Plan, options: Options, scores: _Scores, progress: Any) -> None:
+    """Add the columns of one bundle; those of its files that were scored before it fails stay."""
+    engine = options.engine if scorer in plan.bundles else options.engine.for_reference(scorer.manifest)
+    files = [*plan.files, *([plan.fit] if plan.fit else [])]
+    with engine.load(scorer.place) as prm:
+        scores.devices[scorer] = device_of(prm)
+        for file in files:
+            if (scorer, file.data.sha256) not in scores.columns:
+                column = scoring.rewards_of_bundle(scorer, prm, file.data, progress)
+                scores.columns[scorer, file.data.sha256] = column
 
 
-def _compare(run: _Run, data: Data, columns: dict[Judge, Scored]) -> None:
-    """Every bundle against every reference; references of one checkpoint against each other are the noise floor.
+def _failed(scorer: Scorer, part: str, error: BaseException) -> _Failed:
+    return _Failed(Failure(scorer.name, part, str(error) or type(error).__name__), error)
 
-    All rows of a table are computed on the traces that all of them have.
-    """
-    results, threshold = run.results, run.options.threshold
-    ours = [judge for judge in run.plan.ours if judge in columns and columns[judge].indices]
-    references = sorted(
-        (judge for judge in columns if judge not in run.plan.ours and columns[judge].indices),
-        key=lambda judge: judge.rounding,
+
+_Columns = dict[str, dict[Scorer, Scored]]
+
+
+def _fidelity_of(plan: Plan, options: Options, columns: _Columns) -> list[FileFidelity]:
+    """Fidelity on each file, where there are references at all."""
+    if not options.input.references:
+        return []
+    threshold = options.scoring.threshold
+    return [file_fidelity(f.data, plan.bundles, columns[f.data.sha256], threshold) for f in plan.files]
+
+
+def _quality_of(plan: Plan, options: Options, columns: _Columns, scores: _Scores) -> list[FileQuality]:
+    """Quality on each file, at thresholds that are fitted on the file of `--fit` where there is one."""
+    fitted = {}
+    if plan.fit is not None:
+        stored = [scorer for file in plan.files for scorer in file.references]
+        fitted = fitted_thresholds(plan.fit.data, scores.of(plan.fit, [*plan.bundles, *plan.references, *stored]))
+    threshold = options.scoring.threshold
+    return [file_quality(f.data, columns[f.data.sha256], fitted, threshold) for f in plan.files]
+
+
+def _bundle_result(scorer: BundleScorer, speeds: _Speeds, scores: _Scores) -> BundleResult:
+    manifest = scorer.manifest
+    return BundleResult(
+        name=scorer.name,
+        source=manifest.source.name,
+        recipe=manifest.recipe.label,
+        head=manifest.head.kind,
+        size_gb=sum(entry.bytes for entry in manifest.files.values()) / 1e9,
+        golden=manifest.fidelity,
+        speed=speeds.of_bundle.get(scorer),
+        device=scores.devices.get(scorer, speeds.devices.get(scorer, "")),
     )
-    if not references:
-        reason = "fidelity: no reference was made from this file" if run.options.references else ""
-        results.left_out += [Omission(data.name, "", len(data.traces), reason)] if reason else []
-        return
-    full = {judge: next((r for r in references if r.checkpoint == judge.checkpoint), None) for judge in ours}
-    pairs = [(judge, best) for judge, best in full.items() if best is not None]
-    floors = [
-        (right, left)
-        for index, left in enumerate(references)
-        for right in references[index + 1 :]
-        if left.checkpoint == right.checkpoint
+
+
+def _skipped(
+    plan: Plan, options: Options, columns: _Columns, parts: Sequence[FileFidelity | FileQuality]
+) -> list[Omission]:
+    """Everything that figures do not include, in the order of the work."""
+    skipped = []
+    if "latency" in options.parts:
+        skipped += [omission for scorer in plan.bundles for omission in lengths_over_context(scorer, options.timed)]
+    for file in [*plan.files, *([plan.fit] if plan.fit else [])]:
+        skipped += of_file(file.data, file.total, "quality" in options.parts)
+    for file in plan.files:
+        for column in columns[file.data.sha256].values():
+            skipped += of_column(file.data, column)
+    return skipped + [omission for part in parts for omission in part.skipped]
+
+
+def _empty_columns(plan: Plan, columns: _Columns) -> list[Failure]:
+    """A failure for each bundle or reference that has no reward for a file."""
+    return [
+        Failure(
+            column.name, "scoring",
+            f"{file.data.name}: no trace has a reward: {scoring.most_frequent_reason(column)}",
+        )
+        for file in plan.files
+        for column in columns[file.data.sha256].values()
+        if not column.indices
+    ]  # fmt: skip
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [
+        f"{file.data.name}: {file.data.one_step} completions are read as one step each, and another --split gives "
+        "more; `edge-prm rows` shows how a file is read"
+        for file in [*plan.files, *([plan.fit] if plan.fit else [])]
+        if file.data.one_step
     ]
-    kept = _kept(run, data, columns, [*pairs, *floors], "fidelity")
-    for judge, reference in pairs:
-        ends = (columns[judge], columns[reference])
-        results.quantization.append(fidelity.quantization(data, *ends, threshold, kept))
-        results.comparisons.append(Comparison(data, ends[0].only(kept), ends[1].only(kept), "quantization"))
-    for right, left in floors:
-        results.noise_floor.append(fidelity.quantization(data, columns[right], columns[left], threshold, kept))
-    pairs = [(judge, other) for judge in ours for other in references if other.checkpoint != judge.checkpoint]
-    kept = _kept(run, data, columns, pairs, "agreement")
-    for judge, reference in pairs:
-        ends = (columns[judge], columns[reference])
-        results.capability.append(fidelity.capability(data, *ends, kept))
-        results.comparisons.append(Comparison(data, ends[0].only(kept), ends[1].only(kept), "capability"))
-
-
-def _kept(
-    run: _Run, data: Data, columns: dict[Judge, Scored], pairs: Sequence[tuple[Judge, Judge]], table: str
-) -> frozenset[int]:
-    """The traces of a table, and a note of what its columns have beyond them."""
-    used = [columns[judge] for judge in dict.fromkeys(judge for pair in pairs for judge in pair)]
-    kept = shared(used)
-    run.results.left_out += of_sharing(data, used, kept, table)
-    return kept
-
-
-def _measure_quality(run: _Run, data: Data, columns: dict[Judge, Scored], scored: _Scores) -> None:
-    """Every judge against labels, all on the traces that all of them have."""
-    used = {judge: column for judge, column in columns.items() if column.indices}
-    kept = shared(used.values())
-    if any(trace.first_wrong is not None or trace.correct is not None for trace in data.traces):
-        run.results.left_out += of_sharing(data, list(used.values()), kept, "quality")
-    for judge, column in used.items():
-        for threshold, fitted_on in _thresholds(run, data, judge, column.only(kept), scored):
-            if (measured := quality.step_quality(data, column, threshold, fitted_on, kept)) is not None:
-                run.results.step_quality.append(measured)
-        if (chosen := quality.best_of_n(data, column, kept)) is not None:
-            run.results.best_of_n.append(chosen)
-            for count, reason in (
-                (chosen.incomplete, "best of N: problems with a candidate without a label or a reward"),
-                (chosen.small, f"best of N: problems with fewer than {chosen.n[-1]} candidates"),
-            ):
-                omission = Omission(data.name, "", count, reason)
-                if count and omission not in run.results.left_out:
-                    run.results.left_out.append(omission)
-
-
-def _thresholds(run: _Run, data: Data, judge: Judge, column: Scored, scored: _Scores) -> list[tuple[float, str]]:
-    """Thresholds of F1, each with the file that it was fitted on."""
-    fit = run.plan.fit
-    if fit is not None and (judge, fit.data.sha256) in scored:
-        on_fit = [found for key, found in scored.items() if key[1] == fit.data.sha256 and found.indices]
-        rewards = scored[judge, fit.data.sha256].only(shared(on_fit)).rewards
-        return [(quality.fit_threshold(fit.data, rewards), fit.data.name)]
-    limits = [(run.options.threshold, "")]
-    if any(trace.first_wrong is not None for trace in data.traces):
-        limits.append((quality.fit_threshold(data, column.rewards), data.name))
-    return limits

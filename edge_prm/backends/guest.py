@@ -14,15 +14,17 @@ A mapped file that is overwritten gives other weights to a model that is loaded,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from edge_prm.errors import BackendError, BundleIntegrityError
 
@@ -72,9 +74,58 @@ class Guest:
             stop()
             raise
 
+    def finish(self, call: Callable[[], Result], lock: AbstractContextManager[Any] | None = None) -> Result:
+        """Return what `call` returns, made with `lock` held; once it has begun, it runs to its end.
+
+        For a change of the engine's state that must not stop half-way. An exception that a signal raises in the main
+        thread waits until the change is done; it goes through at once, and nothing is changed, while others hold
+        `lock`. The calling thread must not hold it: for the main thread, the engine's thread makes the call.
+        """
+        self.check()
+        change = _Change(call, lock or contextlib.nullcontext())
+        if threading.current_thread() is not threading.main_thread():
+            return change.make()
+        try:
+            future = self._pool.submit(change.make)
+        except RuntimeError:  # at interpreter exit, or after `close`, there are no new threads
+            return change.make()
+        try:
+            return future.result()
+        except BaseException:
+            if not change.cancel():
+                _wait_for(future)
+            raise
+
     def close(self) -> None:
         """End the thread, once it has nothing to do."""
         self._pool.shutdown(wait=False)
+
+
+class _Change(Generic[Result]):
+    """A call with a lock, that can be cancelled until it has the lock."""
+
+    def __init__(self, call: Callable[[], Result], lock: AbstractContextManager[Any]) -> None:
+        self._call = call
+        self._lock = lock
+        self._claim = threading.Lock()  # whoever takes it first decides: it is made, or cancelled
+
+    def make(self) -> Result:
+        """Make the call, unless it was cancelled; nobody then waits for its result."""
+        with self._lock:
+            if not self._claim.acquire(blocking=False):
+                raise BackendError("the change was cancelled")
+            return self._call()
+
+    def cancel(self) -> bool:
+        """Whether the call will not be made; False when it has begun."""
+        return self._claim.acquire(blocking=False)
+
+
+def _wait_for(future: Future[Any]) -> None:
+    """Wait until a call has ended, through further interrupts."""
+    while not future.done():
+        with contextlib.suppress(BaseException):
+            wait([future])
 
 
 class WeightFiles:

@@ -199,20 +199,20 @@ def _inputs(given: dict[str, Any]) -> list[Path]:
 
 def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
     """The options of the command line as those of the suite."""
+    from edge_prm_bench.baselines import read_baselines
     from edge_prm_bench.engine import Engine
-    from edge_prm_bench.peers import read_peers
     from edge_prm_bench.results import Options
 
     if "data" in given:
         given["fields"] = shared.take_fields(given)
-    given["peers"] = read_peers(given.get("peers", ()))
+    given["peers"] = read_baselines(given.get("peers", ()))
     given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers")))
     for name in ("lengths", "sweep"):
         if name in given:
             given[name] = _numbers(name, given[name])
     if given.get("threshold", 0.0) != given.get("threshold", 0.0):
         raise click.BadParameter("nan is not a number between 0 and 1", param_hint="--threshold")
-    return Options(parts=parts, **given)
+    return Options.of(parts=parts, **given)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

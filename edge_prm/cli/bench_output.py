@@ -95,7 +95,7 @@ def print_unreadable_rows(results: Results) -> int:
     """Print on stderr which rows could not be read, by reason; the tables count them too. Returns their number."""
     from edge_prm.printable import printable
 
-    unreadable = [omission for omission in results.left_out if omission.unreadable]
+    unreadable = [omission for omission in results.skipped if omission.unreadable]
     for omission in unreadable:
         places = ", ".join(omission.examples)
         click.echo(f"Error: {printable(f'{omission.data}: {omission.count} {omission.reason} ({places})')}", err=True)

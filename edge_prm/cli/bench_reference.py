@@ -70,17 +70,17 @@ def reference(source: str, data: Path, output: Path, as_json: bool, **given: Any
     )  # fmt: skip
     run = {name: given[name] for name in ("dtype", "device", "batch_size", "threads")}
     scored = make_reference(described, rows, output, **run, progress=verbosity.progress)
-    for entry in rows.left_out:
+    for entry in rows.skipped:
         click.echo(f"not read: {data}, {entry.place}: {printable(entry.reason)}", err=True)
     skipped = [row for row in scored.rows if row.rewards is None]
     for row in skipped:
         click.echo(f"not scored: {row.id}: {row.skipped}", err=True)
     facts = {
         "reference": str(output), "traces": len(scored.rows), "not_scored": len(skipped),
-        "not_read": len(rows.left_out), "tokens": sum(row.tokens for row in scored.rows),
+        "not_read": len(rows.skipped), "tokens": sum(row.tokens for row in scored.rows),
     }  # fmt: skip
     click.echo(json.dumps(facts) if as_json else _sentence(facts))
-    if skipped or rows.left_out:
+    if skipped or rows.skipped:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 

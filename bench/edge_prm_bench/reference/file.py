@@ -1,177 +1,188 @@
-"""The file that `edge-prm bench reference` writes: what was run on what, then the rewards of each trace.
+"""The file that `edge-prm bench reference` writes: a journal with the rewards of each trace.
 
-The first line is a header, every other line a trace: `{"id", "rewards", "tokens"}`, or `{"id", "skipped"}` with the
-reason. Only lines that end are counted, so a killed run is resumed after its last complete line. Every number is
-finite: a trace with a reward of NaN is skipped. Knows no torch.
+The first line is a header, which says what was run on what. Every other line is a trace: `{"id", "tokens", "rewards"}`,
+or `{"id", "tokens", "skipped"}` with the reason. Every number is finite: a trace with a reward of NaN is skipped. This
+module imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_prm.errors import InputError, OutputError
-from edge_prm.output import lock
+from edge_prm.errors import InputError
+from edge_prm.journal import Journal, JournalFile, JournalHeader, check_journal, read_journal
 from edge_prm_bench.data import Data
 
 FORMAT = "edge-prm-reference"
 FORMAT_VERSION = 2
-"""2: the header names the head's tokens, the input format and the context; version 1 could not, and read some texts
-without the token at their beginning."""
-_HEADER_START = json.dumps({"format": FORMAT})[:-1].encode()
+"""2: the header has the head's tokens, the input format and the context length. In version 1 it had not, and some texts
+were read without the token at their beginning."""
+_NOUN, _REMEDY = "reference file", "write one with `edge-prm bench reference`"
+
+
+@dataclass(frozen=True)
+class ScoredCheckpoint:
+    """What was run. `tokens`: of a token pair; `input`: fields of the manifest's InputFormat; `context_length`: in
+    tokens; `compared_with`: the tokenizer of transformers that agreed on every text."""
+
+    name: str
+    sha256: str
+    tokenizer_sha256: str
+    head: str
+    tokens: tuple[str, ...] = ()
+    input: Mapping[str, Any] = field(default_factory=dict)
+    context_length: int = 0
+    compared_with: str = ""
+
+
+@dataclass(frozen=True)
+class TorchRun:
+    """How torch ran it: dtype (fp32, bf16), device (cpu, cuda), texts in a batch, versions of packages by name."""
+
+    dtype: str
+    device: str
+    batch_size: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoredData:
+    """On what: the name of the file, Data.sha256 of the traces, how they were split, and their number."""
+
+    name: str
+    sha256: str
+    split: str
+    traces: int
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a reference was made from; two runs with the same provenance give one file.
+    """What a reference was made from; two runs with the same provenance continue one file."""
 
-    `tokens` are those of a token pair, `input` the fields of the manifest's InputFormat, `context_length` the longest
-    text in tokens, `compared_with` the tokenizer of transformers that agreed about every text.
-    """
+    checkpoint: ScoredCheckpoint
+    run: TorchRun
+    data: ScoredData
 
-    checkpoint: str
-    checkpoint_sha256: str
-    tokenizer_sha256: str
-    head: str
-    dtype: str
-    device: str
-    batch_size: int
-    data: str
-    data_sha256: str
-    split: str
-    traces: int
-    versions: dict[str, str] = field(default_factory=dict)
-    tokens: tuple[str, ...] = ()
-    input: dict[str, Any] = field(default_factory=dict)
-    context_length: int = 0
-    compared_with: str = ""
+    def journal_header(self) -> JournalHeader:
+        """The header of the file, whose keys are flat; ValueError for a number that is not finite."""
+        checkpoint, run, data = self.checkpoint, self.run, self.data
+        values = {
+            "checkpoint": checkpoint.name, "checkpoint_sha256": checkpoint.sha256,
+            "tokenizer_sha256": checkpoint.tokenizer_sha256, "head": checkpoint.head,
+            "dtype": run.dtype, "device": run.device, "batch_size": run.batch_size,
+            "data": data.name, "data_sha256": data.sha256, "split": data.split, "traces": data.traces,
+            "versions": dict(run.versions), "tokens": list(checkpoint.tokens), "input": dict(checkpoint.input),
+            "context_length": checkpoint.context_length, "compared_with": checkpoint.compared_with,
+        }  # fmt: skip
+        return JournalHeader(FORMAT, FORMAT_VERSION, values, noun=_NOUN, remedy=_REMEDY)
 
-    def header(self) -> str:
-        """The first line of the file."""
-        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}) + "\n"
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Provenance:
+        """The inverse of `journal_header`; KeyError or TypeError for a header that lacks a key."""
+        checkpoint = ScoredCheckpoint(
+            header["checkpoint"], header["checkpoint_sha256"], header["tokenizer_sha256"], header["head"],
+            tuple(header["tokens"]), header["input"], header["context_length"], header["compared_with"],
+        )  # fmt: skip
+        run = TorchRun(header["dtype"], header["device"], header["batch_size"], header["versions"])
+        data = ScoredData(header["data"], header["data_sha256"], header["split"], header["traces"])
+        return cls(checkpoint, run, data)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Rewards of one trace, or why it was not scored."""
+    """Rewards of a trace in [0, 1] and the tokens of its text; `skipped` is the reason where it was not scored."""
 
     id: str
     rewards: tuple[float, ...] | None
     tokens: int = 0
     skipped: str = ""
 
-    def line(self) -> str:
-        """This row as a line of the file; ValueError for a reward that is not finite."""
-        outcome = {"skipped": self.skipped} if self.rewards is None else {"rewards": self.rewards}
-        return json.dumps({"id": self.id, "tokens": self.tokens, **outcome}, allow_nan=False) + "\n"
+    def as_dict(self) -> dict[str, Any]:
+        """The row as a line of the file."""
+        outcome = {"skipped": self.skipped} if self.rewards is None else {"rewards": list(self.rewards)}
+        return {"id": self.id, "tokens": self.tokens, **outcome}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """The inverse of `as_dict`; KeyError, TypeError or ValueError for a line that is damaged."""
+        rewards = None if "rewards" not in values else tuple(map(float, values["rewards"]))
+        if not all(map(math.isfinite, rewards or ())):
+            raise ValueError(f"rewards {rewards}")
+        return cls(str(values["id"]), rewards, values.get("tokens", 0), values.get("skipped", ""))
 
 
 @dataclass(frozen=True)
 class Reference:
+    """A reference file as it was read; `place` names it in messages."""
+
     place: str
     provenance: Provenance
     rows: tuple[Row, ...]
 
     def rewards_for(self, data: Data) -> list[tuple[float, ...] | None]:
-        """Rewards of each trace of `data`, None where it was skipped; InputError when it was made from other data."""
-        if data.sha256 != self.provenance.data_sha256:
+        """Rewards of each trace of `data`, None where it was skipped.
+
+        InputError when the reference was made from other data, or is not complete.
+        """
+        made_from = self.provenance.data
+        if data.sha256 != made_from.sha256:
             raise InputError(
-                f"{self.place} was made from other data ({self.provenance.data}, {self.provenance.traces} traces) than "
-                f"{data.name} with {len(data.traces)} traces; give the file it was made from, or make it anew"
+                f"{self.place} was made from other data ({made_from.name}, {made_from.traces} traces) than "
+                f"{data.name} with {len(data.traces)} traces; give the file it was made from, or make it again"
             )
         rewards = {row.id: row.rewards for row in self.rows}
-        missing = [trace.id for trace in data.traces if trace.id not in rewards]
-        if missing:
+        if missing := sum(trace.id not in rewards for trace in data.traces):
             raise InputError(
-                f"{self.place} is not complete: {len(missing)} of {len(data.traces)} traces are missing; "
-                "run the same `edge-prm bench reference` again, it goes on where it stopped"
+                f"{self.place} is not complete: {missing} of {len(data.traces)} traces are missing; "
+                "run the same `edge-prm bench reference` again: it continues after the last complete trace"
             )
         for trace in data.traces:
-            found = rewards[trace.id]
-            if found is not None and len(found) != len(trace.trajectory.steps):
-                raise InputError(f"{self.place}: {trace.id} has {len(found)} rewards for {len(trace.texts)} steps")
+            of_trace = rewards[trace.id]
+            if of_trace is not None and len(of_trace) != len(trace.texts):
+                raise InputError(f"{self.place}: {trace.id} has {len(of_trace)} rewards for {len(trace.texts)} steps")
         return [rewards[trace.id] for trace in data.traces]
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Read a reference file; InputError when it is none, or of a newer edge-prm."""
-    path = Path(path)
+    """Read a reference file; InputError when it is not one, is damaged, or has another version of the format."""
+    journal = read_journal(path, JournalHeader(FORMAT, FORMAT_VERSION, noun=_NOUN, remedy=_REMEDY))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path} cannot be read ({reason})") from None
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    values = [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
-    if not values or values[0].get("format") != FORMAT:
-        raise InputError(f"{path} is not a reference file; write one with `edge-prm bench reference`")
-    header = values[0]
-    if header.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {header.get('format_version')!r} and this edge-prm reads {FORMAT_VERSION}; "
-            "make it anew, or update edge-prm"
-        )
-    try:
-        header["tokens"] = tuple(header["tokens"])
-        provenance = Provenance(**{f.name: header[f.name] for f in fields(Provenance)})
-        rows = tuple(
-            Row(str(v["id"]), None if "rewards" not in v else _finite(v["rewards"]), v.get("tokens", 0),
-                v.get("skipped", "")) for v in values[1:]
-        )  # fmt: skip
+        return Reference(str(path), Provenance.from_header(journal.header), _rows(journal))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); make it anew") from None
-    return Reference(str(path), provenance, rows)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error!r}); make it again") from None
 
 
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}, line {number} is not a line of a reference file; write one with `edge-prm bench reference`"
-        )
-    return value
+def _rows(journal: JournalFile | Journal) -> tuple[Row, ...]:
+    return tuple(Row.from_dict(values) for values in journal.rows())
 
 
-def _finite(rewards: Any) -> tuple[float, ...]:
-    values = tuple(map(float, rewards))
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"rewards {values}")
-    return values
+def scored_ids(path: Path, provenance: Provenance) -> set[str]:
+    """Ids of the traces that a file already has; nothing is written.
+
+    InputError when it was begun with another provenance or is not a reference, OutputError when it cannot be written.
+    """
+    journal = check_journal(path, provenance.journal_header())
+    return set() if journal is None else {row.id for row in read_reference(path).rows}
 
 
 class ReferenceWriter:
-    """Appends rows to a file; a file that is there already is resumed after its last complete line.
+    """Appends rows to a file; an existing file is continued after its last complete line. `done`: ids that it has.
 
-    One process at a time: a lock is held on the file until close(), and the system drops it however a process ends.
-    InputError when the file was made from something else than `provenance`, with the first thing that differs, or is
-    being written by another process; OutputError when the system refuses.
+    One process writes at a time. InputError when the file has another provenance, is not a reference, or is being
+    written by another process; OutputError when the system refuses.
     """
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
-        self._path = path
-        check_output(path, provenance)  # before it is opened, which creates it
-        try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-            if lock(self._file.fileno()) is False:  # where there are no locks, one run at a time is left to the user
-                raise InputError(f"{path} is being written by another process; wait for it, or choose another output")
-            self.done = check_output(path, provenance)  # what another process wrote until it ended
-            content = path.read_bytes()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                os.truncate(path, end)
-            if not end:
-                self._append(provenance.header())
-        except OSError as error:
-            raise self._refused(error) from error
+        scored_ids(path, provenance)
+        self._journal = Journal(path, provenance.journal_header())
+        self.done = {row.id for row in _rows(self._journal)}
 
     def __enter__(self) -> ReferenceWriter:
         return self
@@ -182,59 +193,9 @@ class ReferenceWriter:
         self.close()
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows; they are on the disk when this returns."""
-        try:
-            self._append("".join(row.line() for row in rows))
-        except OSError as error:
-            raise self._refused(error) from error
+        """Append rows; they are on the disk when this returns. ValueError for a reward that is not finite."""
+        self._journal.write(row.as_dict() for row in rows)
 
     def close(self) -> None:
-        """Close the file, and let others write it."""
-        self._file.close()
-
-    def _append(self, text: str) -> None:
-        """All of it in one system call, so that a kill leaves at most one line without an end."""
-        data = text.encode()
-        while data:
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
-
-    def _refused(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self._path} cannot be written: {error.strerror or error}; what it holds is kept, run the same again"
-        )
-
-
-def check_output(path: Path, provenance: Provenance) -> set[str]:
-    """Ids of the traces that a file holds already; nothing is changed.
-
-    InputError when it was begun with another provenance or is a file of another kind, OutputError when there is no
-    place for it.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} cannot be written: it is a folder; give the name of a file")
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {parent}; make it first")
-    if not os.access(path if path.exists() else parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: no permission")
-    if not path.exists():
-        return set()
-    content = path.read_bytes()
-    if b"\n" not in content:
-        if not (content.startswith(_HEADER_START) or _HEADER_START.startswith(content)):  # no header that was cut
-            raise InputError(f"{path} holds something else than a reference; choose another output")
-        return set()
-    old = read_reference(path)
-    _check_same(old, provenance)
-    return {row.id for row in old.rows}
-
-
-def _check_same(old: Reference, new: Provenance) -> None:
-    for f in fields(Provenance):
-        before, now = (json.loads(json.dumps(getattr(made, f.name))) for made in (old.provenance, new))
-        if before != now:
-            raise InputError(
-                f"{old.place} was begun with {f.name} {before!r} and this run has {now!r}; "
-                "finish it as it was begun, or choose another output"
-            )
+        """Close the file, and let other processes write it."""
+        self._journal.close()

@@ -1,6 +1,6 @@
-"""Score data once with a full-precision checkpoint in torch, and keep the rewards in a small file.
+"""Score data once with a full-precision checkpoint in torch, and store the rewards in a small file.
 
-The 7B needs a machine that holds it; every comparison afterwards needs the file only.
+Only this needs a machine with enough memory for the checkpoint; every later comparison needs the file only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,23 @@ from edge_prm.bundle import sha256_of
 from edge_prm.encode import Encoded
 from edge_prm.errors import ContextLengthError, InputError
 from edge_prm_bench.data import Data, Trace
-from edge_prm_bench.reference.file import Provenance, Reference, ReferenceWriter, Row, check_output, read_reference
+from edge_prm_bench.reference.file import (
+    Provenance,
+    Reference,
+    ReferenceWriter,
+    Row,
+    ScoredCheckpoint,
+    ScoredData,
+    TorchRun,
+    read_reference,
+    scored_ids,
+)
 from edge_prm_bench.reference.torch_model import Described, TorchPRM
 from edge_prm_bench.speed.device import installed_versions
 
 DTYPES = ("fp32", "bf16")
 DEVICES = ("cpu", "cuda")
+_PACKAGES = ("torch", "transformers", "tokenizers", "edge-prm")
 
 
 def make_reference(
@@ -36,45 +47,45 @@ def make_reference(
 ) -> Reference:
     """Score every trace of `data` and return the complete file; an interrupted run is resumed.
 
+    `dtype`: of the weights, one of DTYPES. `batch_size`: texts in one run. `threads`: of torch, None for its default.
+
     A trace is skipped, with its reason, when its text is longer than the checkpoint's context, when transformers'
-    tokenizer reads it in another way, or when a reward is NaN or infinite. InputError when `output` was begun with
-    another checkpoint, input format, data, dtype or batch size; OutputError when it cannot be written.
+    tokenizer gives other tokens, or when a reward is NaN or infinite. InputError when `output` was begun with another
+    checkpoint, input format, data, dtype or batch size; OutputError when it cannot be written.
     """
     if dtype not in DTYPES or device not in DEVICES or batch_size < 1:
         raise InputError(f"dtype {dtype!r}, device {device!r}, batch size {batch_size!r}: no such reference")
-    manifest = described.manifest
-    provenance = Provenance(
-        checkpoint=manifest.source.name,
-        checkpoint_sha256=manifest.source.sha256,
-        tokenizer_sha256=sha256_of(described.tokenizer_file),
-        head=manifest.head.kind,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        data=data.name,
-        data_sha256=data.sha256,
-        split=data.split,
-        traces=len(data.traces),
-        versions=installed_versions(("torch", "transformers", "tokenizers", "edge-prm")),
-        tokens=manifest.head.tokens,
-        input=asdict(manifest.input),
-        context_length=manifest.context_length,
-        compared_with=described.tokenizer,
-    )
-    done = check_output(output, provenance)
-    left = [trace for trace in data.traces if trace.id not in done]
-    model = TorchPRM(described, dtype, device, threads) if left else None  # before the file is begun: it may fail
+    run = TorchRun(dtype, device, batch_size, installed_versions(_PACKAGES))
+    scored_data = ScoredData(data.name, data.sha256, data.split, len(data.traces))
+    provenance = Provenance(_scored_checkpoint(described), run, scored_data)
+    done = scored_ids(output, provenance)
+    remaining = [trace for trace in data.traces if trace.id not in done]
+    model = TorchPRM(described, dtype, device, threads) if remaining else None  # may fail: before the file is created
     with ReferenceWriter(output, provenance) as writer:
         if model is not None:
-            with progress("scoring in full precision", len(left)) as advance:
-                for rows in _rows(model, left, batch_size):
+            with progress("scoring in full precision", len(remaining)) as advance:
+                for rows in _rows(model, remaining, batch_size):
                     writer.write(rows)
                     advance(len(rows))
     return read_reference(output)
 
 
+def _scored_checkpoint(described: Described) -> ScoredCheckpoint:
+    manifest = described.manifest
+    return ScoredCheckpoint(
+        name=manifest.source.name,
+        sha256=manifest.source.sha256,
+        tokenizer_sha256=sha256_of(described.tokenizer_file),
+        head=manifest.head.kind,
+        tokens=manifest.head.tokens,
+        input=asdict(manifest.input),
+        context_length=manifest.context_length,
+        compared_with=described.tokenizer,
+    )
+
+
 def _rows(model: TorchPRM, traces: Sequence[Trace], batch_size: int) -> Iterator[list[Row]]:
-    """Yield the rows of one batch after the other; what cannot be scored comes with its reason."""
+    """Yield the rows of each batch; a trace that cannot be scored has its reason."""
     for start in range(0, len(traces), batch_size):
         rows: dict[str, Row] = {}
         encoded: dict[str, Encoded] = {}
@@ -94,7 +105,7 @@ def _rows(model: TorchPRM, traces: Sequence[Trace], batch_size: int) -> Iterator
 
 
 def _row(id_: str, rewards: list[float], tokens: int) -> Row:
-    """The rewards of a trace; a trace with a reward that is no number is skipped, since JSON and means have no NaN."""
+    """The rewards of a trace; a trace with a reward that is not finite is skipped, since JSON has no NaN."""
     wrong = next((step for step, reward in enumerate(rewards, start=1) if not math.isfinite(reward)), None)
     if wrong is None:
         return Row(id_, tuple(rewards), tokens)

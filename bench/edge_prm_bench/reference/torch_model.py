@@ -1,7 +1,7 @@
-"""A checkpoint in full precision, run by transformers: hidden states and logits in torch, the head by its formula.
+"""A checkpoint in full precision: transformers computes hidden states or logits, and torch applies the head.
 
-What the checkpoint is (head, input format, context) is read by the exporter and handed in by the command line, so that
-a reference reads the same text as a bundle of it. This module computes; it knows no file of a checkpoint.
+The exporter describes the checkpoint (head, input format, context) and the command line hands the description in, so
+that a reference reads the same text as a bundle. This module reads no file of a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from edge_prm.arrays import AnyFloat
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import BackendError, ContextLengthError, InputError
 from edge_prm.manifest import Manifest
 from edge_prm.trajectory import Trajectory
 
-Array = npt.NDArray[np.floating[Any]]
-
 _PLAIN = Trajectory.of("What is 2 + 3 * 4?", ["3 * 4 = 12", "2 + 12 = 14", "The answer is 14."])
-"""Where two tokenizers disagree about this, they disagree about every text."""
+"""Two tokenizers that disagree about this text disagree about every text."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,14 @@ class Described:
     """A checkpoint as the exporter describes it.
 
     `manifest`: of a bundle without weights. `layers`: the head's (weight `[out, in]`, bias `[out]`), with ReLU between
-    them; none for a token pair, whose token ids `pair` are (bad, good). `load(dtype, device)` gives a torch module with
-    `last_hidden_state`, for a token pair with `logits`. `disagreement(trajectory, ids)` says why `ids` are not what
-    transformers' own tokenizer makes of a trajectory, "" where they are; `tokenizer` is that one's name.
+    them; none for a token pair, whose token ids `pair` are (bad, good). `load(dtype, device)` returns a torch module
+    with `last_hidden_state`, or `logits` for a token pair. `disagreement(trajectory, ids)` returns how `ids` differ
+    from those of transformers' own tokenizer, "" where they are equal; `tokenizer` is the name of that tokenizer.
     """
 
     manifest: Manifest
     tokenizer_file: Path
-    layers: tuple[tuple[Array, Array], ...]
+    layers: tuple[tuple[AnyFloat, AnyFloat], ...]
     pair: tuple[int, ...]
     load: Callable[[str, str], Any]
     disagreement: Callable[[Trajectory, Sequence[int]], str]
@@ -49,8 +47,8 @@ class Described:
 class TorchPRM:
     """Rewards in torch; `dtype` is bf16 or fp32, `device` cpu or cuda.
 
-    Raises CheckpointError when the checkpoint cannot be loaded complete; InputError for a device that is not there, and
-    before the weights are loaded where transformers' tokenizer disagrees about plain text.
+    Raises CheckpointError when the checkpoint cannot be loaded complete; InputError for a device that does not exist,
+    and before the weights are loaded where transformers' tokenizer disagrees about plain text.
     """
 
     def __init__(self, described: Described, dtype: str, device: str = "cpu", threads: int | None = None) -> None:
@@ -83,7 +81,7 @@ class TorchPRM:
         return encoded
 
     def rewards(self, batch: Sequence[Encoded]) -> list[list[float]]:
-        """Rewards of each encoded text of a batch; shorter texts are padded on the right, behind what is read.
+        """Rewards of each encoded text of a batch; shorter texts are padded on the right, after the last token.
 
         A reward may be NaN or infinite. BackendError when torch fails or has no memory for the batch.
         """
@@ -95,7 +93,7 @@ class TorchPRM:
         try:
             with torch.inference_mode():
                 return self._read(padded, mask, [list(text.read_at) for text in batch])
-        except RuntimeError as error:  # out of memory is one of them
+        except RuntimeError as error:  # also when memory runs out
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise BackendError(
                 f"torch failed on {len(batch)} texts of up to {longest} tokens on {self._device} ({reason}); "
@@ -126,8 +124,10 @@ class TorchPRM:
         return rewards
 
     def _apply_head(self, rows: Any) -> list[float]:
+        """sigmoid(output) of a head with one output, else the probability of class 1 of two."""
         for index, (weight, bias) in enumerate(self._layers):
             rows = (rows.relu() if index else rows) @ weight.T + bias
-        probability = rows.sigmoid()[:, 0] if rows.shape[1] == 1 else rows.softmax(-1)[:, 1]
+        has_one_output = rows.shape[-1] == 1
+        probability = rows.sigmoid()[:, 0] if has_one_output else rows.softmax(-1)[:, 1]
         rewards: list[float] = probability.tolist()
         return rewards

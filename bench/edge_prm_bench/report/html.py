@@ -1,4 +1,4 @@
-"""Results -> one HTML file that needs no network: what to conclude first, then pictures, tables, disagreements."""
+"""Results -> one HTML file that needs no network: conclusions first, then pictures, tables, disagreements."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from edge_prm.errors import MissingExtraError
 from edge_prm_bench.report.cells import number, size
 from edge_prm_bench.report.pictures import pictures
 from edge_prm_bench.report.tables import hardware, tables
-from edge_prm_bench.results import BundleResult, Comparison, Results
-from edge_prm_bench.statistics.fidelity import Quantization, worst
+from edge_prm_bench.results import BundleResult, Comparison, Results, Speed
+from edge_prm_bench.statistics.best_of_n import BestOfNPoint
+from edge_prm_bench.statistics.fidelity import Quantization, largest_differences
 
 TEMPLATE = "report.html.jinja"
-WORST = 5
+DISAGREEMENTS = 5
 LONGEST_TEXT = 400
 VERDICTS = {"good": "Faithful", "fair": "Close, not the same", "bad": "Not faithful"}
 GOOD_MEAN, FAIR_MEAN = 0.01, 0.03
-"""This report's own grades of a mean difference of reward; beside them, torch bf16 differs from fp32 by 0.003."""
+"""Limits of the grades of a mean difference of reward; for comparison, torch bf16 differs from fp32 by 0.003."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One large number; `grade` is good, fair, bad or nothing."""
+    """One large figure; `grade`: good, fair, bad, or "" where it is not graded."""
 
     value: str
     label: str
@@ -32,7 +33,7 @@ class Card:
 
 
 def html(results: Results) -> str:
-    """Return the report. MissingExtraError when matplotlib or jinja2 is not installed."""
+    """Return the report as one HTML document. MissingExtraError when matplotlib or jinja2 is not installed."""
     try:
         from jinja2 import Environment, PackageLoader, select_autoescape
 
@@ -52,85 +53,105 @@ def html(results: Results) -> str:
         pictures=drawn,
         tables=tables(results),
         notes=results.notes,
-        disagreements=[_disagreement(one) for one in results.comparisons],
+        disagreements=[_disagreement(comparison) for comparison in results.fidelity.comparisons],
         version=edge_prm.__version__,
     )
 
 
 def sentence(results: Results, bundle: BundleResult) -> str:
-    """What to conclude of a bundle, in a few words first."""
+    """The conclusion about a bundle, the most important words first."""
     parts = []
-    main = _main(results, bundle)
-    if main is not None:
-        floors = [floor for floor in results.noise_floor if floor.data == main.data]
-        beside = "".join(f"; {floor.ours} differs by {number(floor.mean.value)}" for floor in floors)
-        full = "full precision" if " fp32" in main.reference else main.reference
-        parts.append(
-            f"{VERDICTS[_grade(main.mean.value)]}: on {main.traces} traces of {main.data} its rewards are "
-            f"{number(main.mean.value)} from {full} on average, and {main.flips.value:.1%} of the verdicts "
-            f"flip{beside}."
-        )
+    if (main := _main(results, bundle)) is not None:
+        parts.append(_fidelity_sentence(results, main))
     elif bundle.golden is not None:
         parts.append(f"Its golden rewards are {number(bundle.golden.mean_difference)} from full precision on average.")
-    parts += [chosen.verdict for chosen in results.best_of_n if chosen.name == bundle.name]
+    parts += [chosen.verdict for chosen in results.quality.best_of_n if chosen.name == bundle.name]
     parts += [f"Failed in {f.part}: {f.reason}" for f in results.failures if f.name == bundle.name]
-    if results.throttling is not None and results.throttling.slowed:
-        parts.append(results.throttling.sentence)
+    throttling = results.environment.throttling
+    if throttling is not None and throttling.slowed:
+        parts.append(throttling.sentence)
     return " ".join(parts)
 
 
+def _fidelity_sentence(results: Results, main: Quantization) -> str:
+    pairing, mean = main.pairing, main.difference.mean.value
+    floors = "".join(
+        f"; {floor.pairing.name} differs by {number(floor.difference.mean.value)}"
+        for floor in results.fidelity.noise_floor
+        if floor.pairing.data == pairing.data
+    )
+    return (
+        f"{VERDICTS[_grade(mean)]}: on {pairing.traces} traces of {pairing.data} its rewards are {number(mean)} from "
+        f"{pairing.reference} on average, and {main.verdicts.flip_rate.value:.1%} of the verdicts flip{floors}."
+    )
+
+
 def cards(results: Results, bundle: BundleResult) -> list[Card]:
-    """The figures people look for first, one of a kind."""
-    made = [Card(size(bundle.size_gb), f"{bundle.recipe} of {bundle.source}")]
-    speed = bundle.speed
-    if speed is not None:
-        near = next(one for one in speed.prefill if one.tokens == speed.energy_tokens)
-        made.append(Card(f"{near.tokens_per_second:,.0f} tokens/s", f"one text of {near.tokens} tokens"))
-        longest = max(speed.peak_gb)
-        if (peak := speed.peak_gb[longest]) is not None:
-            made.append(Card(f"{peak:.2f} GB", f"peak memory at {longest:,} tokens"))
-        if speed.push is not None:
-            made.append(Card(f"{speed.push.first.p50 * 1000:.0f} ms", f"to judge a step of {speed.push.tokens} tokens"))
-    main = _main(results, bundle)
-    if main is not None:
-        made.append(Card(number(main.mean.value), f"mean difference from {main.reference}", _grade(main.mean.value)))
-    others = [one for one in results.capability if one.ours == bundle.name and not math.isnan(one.spearman.value)]
-    if others:
-        made.append(Card(f"{others[0].spearman.value:.2f}", f"rank correlation with {others[0].reference}"))
-    judged = [one for one in results.step_quality if one.name == bundle.name and not math.isnan(one.f1.value)]
-    if judged:
-        made.append(Card(f"{judged[0].f1.value:.0%}", f"F1 on {judged[0].data} at {judged[0].threshold:.3g}"))
-    for chosen in [one for one in results.best_of_n if one.name == bundle.name and len(one.n) > 1][:1]:
-        best, vote = chosen.chosen[-1], chosen.majority[-1]
-        beside = "" if math.isnan(vote) else f"; majority vote {vote:.0%}"
-        made.append(Card(f"{best:.0%}", f"right at best of {chosen.n[-1]}{beside}", "fair" if vote > best else "good"))
-    return made
+    """The figures people look for first, at most one of each."""
+    shown = [Card(size(bundle.size_gb), f"{bundle.recipe} of {bundle.source}")]
+    if bundle.speed is not None:
+        shown += _speed_cards(bundle.speed)
+    if (main := _main(results, bundle)) is not None:
+        mean = main.difference.mean.value
+        shown.append(Card(number(mean), f"mean difference from {main.pairing.reference}", _grade(mean)))
+    return shown + _model_cards(results, bundle)
+
+
+def _speed_cards(speed: Speed) -> list[Card]:
+    fixed = speed.fixed
+    shown = [Card(f"{fixed.tokens_per_second:,.0f} tokens/s", f"one text of {fixed.tokens} tokens")]
+    longest = max(speed.peak_gb)
+    if (peak := speed.peak_gb[longest]) is not None:
+        shown.append(Card(f"{peak:.2f} GB", f"peak memory at {longest:,} tokens"))
+    if speed.push is not None:
+        shown.append(Card(f"{speed.push.first.p50 * 1000:.0f} ms", f"to judge a step of {speed.push.tokens} tokens"))
+    return shown
+
+
+def _model_cards(results: Results, bundle: BundleResult) -> list[Card]:
+    """What the model can do, against a larger model and against labels."""
+    shown = []
+    others = [row for row in results.fidelity.capability if row.pairing.name == bundle.name]
+    for row in [row for row in others if not math.isnan(row.agreement.spearman.value)][:1]:
+        shown.append(Card(f"{row.agreement.spearman.value:.2f}", f"rank correlation with {row.pairing.reference}"))
+    graded = [row for row in results.quality.steps if row.name == bundle.name and not math.isnan(row.f1.value.value)]
+    for quality in graded[:1]:
+        label = f"F1 on {quality.sample.data} at {quality.threshold.value:.3g}"
+        shown.append(Card(f"{quality.f1.value.value:.0%}", label))
+    several = [row for row in results.quality.best_of_n if row.name == bundle.name and len(row.points) > 1]
+    return shown + [_best_of_n_card(row.last) for row in several[:1]]
+
+
+def _best_of_n_card(point: BestOfNPoint) -> Card:
+    best, vote = point.chosen.value, point.majority
+    against = "" if math.isnan(vote) else f"; majority vote {vote:.0%}"
+    return Card(f"{best:.0%}", f"right at best of {point.n}{against}", "fair" if vote > best else "good")
 
 
 def _main(results: Results, bundle: BundleResult) -> Quantization | None:
-    """The comparison with full precision that says most: the one with the most rewards."""
-    own = [one for one in results.quantization if one.ours == bundle.name and one.rewards]
-    return max(own, key=lambda one: one.rewards, default=None)
+    """The comparison with full precision that has the most rewards."""
+    own = [row for row in results.fidelity.quantization if row.pairing.name == bundle.name and row.pairing.rewards]
+    return max(own, key=lambda row: row.pairing.rewards, default=None)
 
 
 def _grade(mean: float) -> str:
     return "good" if mean <= GOOD_MEAN else "fair" if mean <= FAIR_MEAN else "bad"
 
 
-def _disagreement(one: Comparison) -> dict[str, Any]:
+def _disagreement(comparison: Comparison) -> dict[str, Any]:
+    """The traces of a comparison with the largest differences, as the template shows them."""
+    bundle, reference = comparison.bundle, comparison.reference
     traces = []
-    for index in worst(one.data, one.ours, one.reference, WORST):
-        trace = one.data.traces[index]
-        ours, theirs = one.ours.rewards[index] or (), one.reference.rewards[index] or ()
-        steps = [
-            {
-                "text": _short(text),
-                "rewards": [{"shown": f"{reward:.3f}", "colour": _colour(reward)} for reward in pair],
-            }
-            for text, *pair in zip(trace.texts, ours, theirs, strict=True)
-        ]
+    for index in largest_differences(comparison.data, bundle, reference, DISAGREEMENTS):
+        trace = comparison.data.traces[index]
+        rows = zip(trace.texts, bundle.rewards[index] or (), reference.rewards[index] or (), strict=True)
+        steps = [{"text": _short(text), "rewards": [_heat(ours), _heat(theirs)]} for text, ours, theirs in rows]
         traces.append({"id": trace.id, "prompt": _short(trace.trajectory.prompt), "steps": steps})
-    return {"ours": one.ours.name, "reference": one.reference.name, "data": one.data.name, "traces": traces}
+    return {"bundle": bundle.name, "reference": reference.name, "data": comparison.data.name, "traces": traces}
+
+
+def _heat(reward: float) -> dict[str, str]:
+    return {"shown": f"{reward:.3f}", "colour": _colour(reward)}
 
 
 def _short(text: str) -> str:

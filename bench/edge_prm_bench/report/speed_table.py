@@ -1,70 +1,79 @@
-"""The table of speed and memory: a column for each bundle and for each other engine."""
+"""The table of speed and memory: a column for each bundle and for each baseline."""
 
 from __future__ import annotations
 
-from edge_prm_bench.peers import Peer
-from edge_prm_bench.report.cells import UNKNOWN, Table, number, size, times
+from edge_prm_bench.baselines import Baseline
+from edge_prm_bench.report.cells import NONE, UNKNOWN, Table, number, plural, size, times
 from edge_prm_bench.results import BundleResult, Results, Speed
+
+_Label = tuple[tuple[int, int], str]
+"""The place of a row in the table, and its name."""
+_Column = dict[_Label, str]
 
 
 def speed_table(results: Results) -> Table:
-    """A column for each bundle and peer; a row that a column does not have is a dash."""
+    """Speed and memory; a row that a column does not have is a dash."""
     columns = {b.name: _speed_column(b, b.speed) for b in results.bundles if b.speed is not None}
     if not columns:
         return Table("", (), ())
-    for peer in results.peers:  # never over a bundle's own column
-        columns[peer.name if peer.name not in columns else f"{peer.name} (peer)"] = _peer_column(peer)
+    for baseline in results.baselines:  # never in the place of a bundle's own column
+        name = baseline.name if baseline.name not in columns else f"{baseline.name} (peer)"
+        columns[name] = _baseline_column(baseline)
     labels = sorted({label for column in columns.values() for label in column})
-    rows = [(name, *(column.get((order, name), "–") for column in columns.values())) for order, name in labels]
-    limit = f"The device's int8 GEMM runs at {results.gemm_gops:.0f} GOPS. " if results.gemm_gops else ""
-    held = results.throttling.sentence if results.throttling else ""
+    rows = tuple((name, *(column.get((order, name), NONE) for column in columns.values())) for order, name in labels)
+    environment = results.environment
+    limit = f"The device's int8 GEMM runs at {environment.gemm_gops:.0f} GOPS. " if environment.gemm_gops else ""
+    throttling = environment.throttling.sentence if environment.throttling else ""
     runs = "Prefill: the best run. Seconds: median [shortest, longest] of all runs. "
-    return Table("Speed and memory", ("", *columns), tuple(rows), runs + limit + held)
-
-
-_Label = tuple[tuple[int, int], str]
-"""The place of a row, and what it is called."""
+    return Table("Speed and memory", ("", *columns), rows, runs + limit + throttling)
 
 
 def _prefill_label(tokens: int) -> _Label:
     return (1, tokens), f"prefill of {tokens} tokens, tokens/s"
 
 
-def _speed_column(bundle: BundleResult, speed: Speed) -> dict[_Label, str]:
-    column: dict[_Label, str] = {((0, 0), "size"): size(bundle.size_gb), ((0, 1), "device"): bundle.device or "–"}
-    column |= {_prefill_label(one.tokens): number(one.tokens_per_second, ".1f") for one in speed.prefill}
-    if bundle.recipe.startswith("int8"):
-        column[(2, 0), "share of the device's int8 limit"] = number(speed.share_of_limit, ".0%")
-    for count, tokens_per_second in speed.threads_sweep.items():
-        column[(3, count), f"tokens/s with {count} thread{'s' * (count != 1)}"] = number(tokens_per_second, ".1f")
+def _speed_column(bundle: BundleResult, speed: Speed) -> _Column:
+    column: _Column = {((0, 0), "size"): size(bundle.size_gb), ((0, 1), "device"): bundle.device or NONE}
+    column |= {_prefill_label(each.tokens): number(each.tokens_per_second, ".1f") for each in speed.prefill}
+    if speed.fixed.share_of_limit is not None:
+        column[(2, 0), "share of the device's int8 limit"] = number(speed.fixed.share_of_limit, ".0%")
+    for threads, rate in speed.fixed.threads_sweep.items():
+        column[(3, threads), f"tokens/s with {plural(threads, 'thread')}"] = number(rate, ".1f")
     column[(4, 0), "load, files in memory, s"] = times(speed.load.warm)
     column[(4, 1), "load, files on disk, s"] = times(speed.load.cold)
-    if speed.push is not None:
-        column[(5, 0), "push of a step, s"] = times(speed.push.last, ".3f")
-        column[(5, 1), "time of the last pushes over the first"] = number(speed.push.growth, ".2f")
-    if speed.rank is not None:
-        column[(6, 0), f"rank of {speed.rank.candidates}, shared prompt, s"] = times(speed.rank.shared)
-        column[(6, 1), f"{speed.rank.candidates} candidates one by one, s"] = times(speed.rank.alone)
-        column[(6, 2), "one by one over shared"] = times(speed.rank.faster)
-        column[(6, 3), "tokens that rank computed / that it had to"] = f"{speed.rank.computed} / {speed.rank.needed}"
+    column |= _session_rows(speed)
     for tokens, gigabytes in speed.peak_gb.items():
-        column[(7, tokens), f"peak memory at {tokens} tokens, GB"] = (
-            UNKNOWN if gigabytes is None else number(gigabytes, ".2f")
-        )
+        shown = UNKNOWN if gigabytes is None else number(gigabytes, ".2f")
+        column[(7, tokens), f"peak memory at {tokens} tokens, GB"] = shown
     column[(8, 0), "energy per 1,000 tokens, J"] = _energy(speed)
     return column
 
 
-def _peer_column(peer: Peer) -> dict[_Label, str]:
-    column = {_prefill_label(tokens): number(speed, ".1f") for tokens, speed in peer.prefill.items()}
-    if peer.size_gb is not None:
-        column[(0, 0), "size"] = size(peer.size_gb)
-    if peer.peak_gb is not None:
-        column[(7, 0), "peak memory, GB"] = number(peer.peak_gb, ".2f")
+def _session_rows(speed: Speed) -> _Column:
+    """Rows of pushes and ranking, where the context holds them."""
+    rows: _Column = {}
+    if (push := speed.push) is not None:
+        rows[(5, 0), "push of a step, s"] = times(push.last, ".3f")
+        rows[(5, 1), "time of the last pushes over the first"] = number(push.growth, ".2f")
+    if (rank := speed.rank) is not None:
+        rows[(6, 0), f"rank of {rank.candidates}, shared prompt, s"] = times(rank.shared)
+        rows[(6, 1), f"{rank.candidates} candidates one by one, s"] = times(rank.alone)
+        rows[(6, 2), "one by one over shared"] = times(rank.faster)
+        rows[(6, 3), "tokens that rank computed / needed"] = f"{rank.computed} / {rank.needed}"
+    return rows
+
+
+def _baseline_column(baseline: Baseline) -> _Column:
+    column = {_prefill_label(tokens): number(rate, ".1f") for tokens, rate in baseline.prefill.items()}
+    if baseline.size_gb is not None:
+        column[(0, 0), "size"] = size(baseline.size_gb)
+    if baseline.peak_gb is not None:
+        column[(7, 0), "peak memory, GB"] = number(baseline.peak_gb, ".2f")
     return column
 
 
 def _energy(speed: Speed) -> str:
-    if speed.energy is None:
+    energy = speed.fixed.energy
+    if energy is None:
         return UNKNOWN
-    return f"{speed.energy.joules / speed.energy_tokens * 1000:.1f} ({speed.energy.watts:.1f} W)"
+    return f"{energy.joules / speed.fixed.tokens * 1000:.1f} ({energy.watts:.1f} W)"

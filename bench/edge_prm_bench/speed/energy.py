@@ -1,6 +1,6 @@
-"""Energy of a piece of work, where the device tells: a Jetson's input rail, or the processor's own counter (RAPL).
+"""Energy of a piece of work, where the device measures it: a Jetson's input rail, or the processor's counter (RAPL).
 
-None where it does not. An estimate from a data sheet would be a lie, and so would a zero.
+None elsewhere: neither an estimate from a data sheet nor a zero is a measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RAIL = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0)\s+(\d+)(?:mW)?/")
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules over seconds, and who counted them."""
+    """Energy in joules over a time in seconds, and what measured it."""
 
     joules: float
     seconds: float
@@ -29,11 +29,15 @@ class Energy:
 
     @property
     def watts(self) -> float:
+        """Mean power."""
         return self.joules / self.seconds
 
 
 class EnergyMeter:
-    """`with EnergyMeter() as meter: work()`; then `meter.energy`, None when nothing on this device can be read."""
+    """`with EnergyMeter() as meter: work()`; then `meter.energy`, None when this device measures none.
+
+    `rapl`: the folder of the RAPL counters; `tegrastats`: the program that reports a Jetson's power.
+    """
 
     def __init__(self, rapl: Path = RAPL, tegrastats: str = "tegrastats") -> None:
         self.energy: Energy | None = None
@@ -43,7 +47,7 @@ class EnergyMeter:
 
     @property
     def available(self) -> bool:
-        """Whether anything on this device can be read."""
+        """Whether this device measures energy."""
         return bool(self._packages or self._tegrastats)
 
     def __enter__(self) -> EnergyMeter:
@@ -91,13 +95,13 @@ class EnergyMeter:
 
 
 def input_milliwatts(line: str) -> int | None:
-    """The board's input power in a line of tegrastats: `VDD_IN 5368mW/5012mW` is now and on average."""
+    """The board's input power, mW, in a line of tegrastats: `VDD_IN 5368mW/5012mW` is current and mean power."""
     rails = dict(_RAIL.findall(line))
     return next((int(rails[name]) for name in ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0") if name in rails), None)
 
 
 def _packages(rapl: Path) -> list[Path]:
-    """The counters of whole processors; those of their parts would be counted twice."""
+    """The counters of processor packages; those of their parts (`rapl:0:0`) would be counted twice."""
     if not rapl.is_dir():
         return []
     packages = [path for path in sorted(rapl.glob("*rapl:[0-9]*")) if path.name.count(":") == 1]

@@ -1,8 +1,8 @@
 """Speed of a bundle on this device: prefill by length, pushes of a stream, ranking on a shared prompt.
 
 Prefill runs on random token ids with a reward read every 50 tokens, each time from an empty sequence. Every figure is
-of several runs after a warm-up, and comes with their spread. What prepares a run (an empty sequence, a text that makes
-the engine forget the one before) is outside the clock.
+of several runs after a warm-up, with their spread. What prepares a run (an empty sequence, forgetting the text of the
+last run) is not timed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STEP = (
     "so the total number of apples is now the sum of both, which we add up to get the next value here, "
     "and the baskets that are still full we count once more."
 )
-"""About 40 tokens with its number."""
+"""A step of about 40 tokens, its number included."""
 PROMPT = "A long problem. " + "There are many apples in the baskets and we count them one by one. " * 12
-FIRST = "ABCDEFGHIJKLMNOP"  # each candidate begins with another letter: they share the prompt, and no more
+FIRST = "ABCDEFGHIJKLMNOP"  # candidates begin with different letters, so that they share the prompt only
 CANDIDATES = len(FIRST)
 RUNS = 5
 _TIMED_PUSHES = 5  # at the beginning and at the end of a session
@@ -56,7 +56,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Prefill:
-    """`tokens_per_second` is of the best run, as other engines' benchmarks report it."""
+    """One text of `tokens` tokens; `tokens_per_second` of the best run, as benchmarks of other engines report it."""
 
     tokens: int
     tokens_per_second: float
@@ -81,10 +81,10 @@ class Push:
 @dataclass(frozen=True)
 class Rank:
     """16 candidates of one prompt: `shared` by `PRM.rank`, `alone` each on a new sequence, which computes the prompt
-    again. Both are timed in turns, from nothing; `faster` is alone over shared, turn by turn.
+    again. Both are timed alternately, with an empty cache; `faster` is the ratio alone / shared of each pair of runs.
 
-    `computed` counts the tokens that a shared run computed, `needed` is prompt plus candidates: the tokens that cannot
-    be avoided, but for a token at the seam of each. `one_by_one` counts the tokens of all texts.
+    Tokens: `computed` by a shared run; `needed`, prompt plus candidates, which cannot be avoided (up to a token where
+    each begins); `one_by_one`, of all texts.
     """
 
     candidates: int
@@ -97,7 +97,7 @@ class Rank:
 
 
 def timing(seconds: Sequence[float]) -> Timing:
-    """The Timing of some runs."""
+    """The Timing of the seconds of some runs."""
     p50, p95 = metrics.quantile(seconds, 0.5), metrics.quantile(seconds, 0.95)
     return Timing(min(seconds), p50, p95, max(seconds), len(seconds))
 
@@ -116,7 +116,7 @@ def measure_prefill(prm: edge_prm.PRM, tokens: int, runs: int = RUNS) -> Prefill
 
 
 def prefill_run(prm: edge_prm.PRM, tokens: int) -> Callable[[], float]:
-    """A function that computes `tokens` random tokens on a new sequence and returns the seconds of just that."""
+    """A function that computes `tokens` random tokens on a new sequence and returns the seconds of the computation."""
     ids = np.random.default_rng(0).integers(0, min(prm.manifest.architecture.vocabulary, 150_000), tokens)
     read_at = sorted({*range(READ_EVERY - 1, tokens, READ_EVERY), tokens - 1})
 
@@ -131,7 +131,7 @@ def prefill_run(prm: edge_prm.PRM, tokens: int) -> Callable[[], float]:
 
 
 def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
-    """Push one step after the other into a session; None where the context does not hold eleven of them."""
+    """Push steps into a session one by one, up to `pushes`; None where the context does not hold eleven of them."""
     seconds: list[float] = []
     new: list[int] = []
     beyond: list[int] = []
@@ -153,7 +153,7 @@ def measure_pushes(prm: edge_prm.PRM, pushes: int = PUSHES) -> Push | None:
 
 
 def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
-    """Rank candidates of one prompt, and score them one by one; None where the context is too short for them."""
+    """Rank 16 candidates of one prompt, and score them one by one; None where the context is too short for them."""
     candidates = [
         [f"{first} basket holds {j} apples and {i * j} pears." for j in range(6)] for i, first in enumerate(FIRST)
     ]
@@ -161,9 +161,7 @@ def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
         tokens = [prm.score(PROMPT, candidate).tokens for candidate in candidates]  # a warm-up too
     except ContextLengthError:
         return None
-    with prm.session(PROMPT) as session:  # the prompt's own length: that of a text less its step
-        session.push("x", last=True)
-        prompt_tokens = session.tokens - 1
+    prompt_tokens = _prompt_tokens(prm)
     shared, alone, computed = [], [], []
     for _ in range(max(runs, RUNS)):
         alone.append(sum(_seconds_alone(prm, candidate) for candidate in candidates))
@@ -172,13 +170,20 @@ def measure_rank(prm: edge_prm.PRM, runs: int = RUNS) -> Rank | None:
         ranking = prm.rank(PROMPT, candidates)
         shared.append(time.perf_counter() - start)
         computed.append(ranking.computed)
-    faster = spread([one / other for one, other in zip(alone, shared, strict=True)])
+    faster = spread([separate / together for separate, together in zip(alone, shared, strict=True)])
     needed = prompt_tokens + sum(count - prompt_tokens for count in tokens)
     return Rank(CANDIDATES, timing(shared), timing(alone), faster, max(computed), needed, sum(tokens))
 
 
+def _prompt_tokens(prm: edge_prm.PRM) -> int:
+    """Tokens of the prompt alone: those of a text with a step of one token, less that token."""
+    with prm.session(PROMPT) as session:
+        session.push("x", last=True)
+        return session.tokens - 1
+
+
 def gop_per_token(manifest: Manifest) -> float:
-    """Multiplications and additions of all linear layers for one token, in billions."""
+    """Multiplications and additions of all linear layers of the decoder for one token, in 10^9 operations."""
     shape = manifest.architecture
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     return 2 * shape.layers * (attention + 3 * shape.hidden * shape.intermediate) / 1e9

@@ -1,74 +1,91 @@
-"""Latency, memory and energy of one bundle, each by the functions of `latency` and `process`."""
+"""Latency, memory and energy of one bundle, by the functions of `latency`, `process` and `energy`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import edge_prm
-from edge_prm.manifest import Manifest
 from edge_prm_bench.engine import Engine, device_of
-from edge_prm_bench.results import Options, Speed
-from edge_prm_bench.scoring import Judge
+from edge_prm_bench.results import FixedLength, Options, Speed, Timed
+from edge_prm_bench.scorers import BundleScorer
 from edge_prm_bench.speed import latency, process
 from edge_prm_bench.speed.energy import Energy, EnergyMeter
 from edge_prm_bench.statistics.coverage import Omission
 
-NEAR_TOKENS = 512
+FIXED_TOKENS = 512
 """Energy, threads and the share of the device's limit are measured at the length nearest to this."""
+_ENERGY_SECONDS = 2  # at least so much work between two readings of a counter
+
+_Advance = Callable[[int], object]
 
 
-def measure_speed(judge: Judge, options: Options, gops: float, progress: Any) -> tuple[Speed, str]:
-    """Measure one bundle; return its speed and the device that it ran on."""
-    assert judge.manifest is not None, "only bundles are timed"
-    folder, engine, runs = judge.source, options.engine, options.runs
-    lengths = lengths_of(judge.manifest, options)
-    with progress(f"timing {judge.name}", len(lengths) + len(options.sweep) + 4) as advance:
-        engine.load(folder).close()  # hashes verified at the first use, not in what is timed
+def measure_speed(scorer: BundleScorer, options: Options, gops: float, progress: Any) -> tuple[Speed, str]:
+    """Measure one bundle; return its speed and the device that it ran on. `gops`: the limit of the int8 GEMM."""
+    folder, engine, runs = scorer.place, options.engine, options.timed.runs
+    lengths = lengths_in_context(scorer, options.timed)
+    with progress(f"timing {scorer.name}", len(lengths) + len(options.timed.sweep) + 4) as advance:
+        engine.load(folder).close()  # hashes are verified at the first use, not in what is timed
         load = process.measure_load(folder, engine, runs)
         advance(1)
         with engine.load(folder) as prm:
             device = device_of(prm)
-            prefill = []
-            for length in lengths:
-                prefill.append(latency.measure_prefill(prm, length, runs))
-                advance(1)
+            prefill = _prefill(prm, lengths, runs, advance)
             push, rank = latency.measure_pushes(prm), latency.measure_rank(prm, runs)
             advance(2)
-            near = min(prefill, key=lambda one: abs(one.tokens - NEAR_TOKENS))
-            energy = _energy(prm, near)
-        long = [length for length in lengths if length >= NEAR_TOKENS] or lengths[-1:]
+            nearest = min(prefill, key=lambda measured: abs(measured.tokens - FIXED_TOKENS))
+            energy = _energy(prm, nearest)
+        long = [length for length in lengths if length >= FIXED_TOKENS] or lengths[-1:]
         peaks = {length: process.measure_peak_memory(folder, length, engine) for length in long}
         advance(1)
-        sweep = {}
-        for count in options.sweep:
-            with Engine(count, engine.device, engine.gpu_layers).load(folder) as prm:
-                sweep[count] = latency.measure_prefill(prm, near.tokens, runs).tokens_per_second
-            advance(1)
-    share = near.tokens_per_second * latency.gop_per_token(judge.manifest) / gops
-    return Speed(load, prefill, push, rank, peaks, sweep, share, energy, near.tokens), device
+        sweep = _sweep(scorer, options, nearest.tokens, advance)
+    rate = nearest.tokens_per_second
+    manifest = scorer.manifest
+    share = rate * latency.gop_per_token(manifest) / gops if manifest.recipe.reducible else None
+    fixed = FixedLength(nearest.tokens, rate, share, sweep, energy)
+    return Speed(load, tuple(prefill), push, rank, peaks, fixed), device
 
 
-def lengths_of(manifest: Manifest, options: Options) -> list[int]:
-    """The lengths that a bundle's context holds."""
-    return [length for length in dict.fromkeys(options.lengths) if length <= manifest.context_length]
+def lengths_in_context(scorer: BundleScorer, timed: Timed) -> list[int]:
+    """The lengths, in tokens, that the bundle's context holds."""
+    return [length for length in dict.fromkeys(timed.lengths) if length <= scorer.manifest.context_length]
 
 
-def lengths_left_out(judge: Judge, options: Options) -> list[Omission]:
-    """The lengths that it does not hold."""
-    assert judge.manifest is not None, "only bundles are timed"
-    held = lengths_of(judge.manifest, options)
-    reason = f"lengths over the context of {judge.manifest.context_length:,} tokens"
-    left = [f"{length:,} tokens" for length in dict.fromkeys(options.lengths) if length not in held]
-    return [Omission("", judge.name, len(left), reason, tuple(left[:3]))] if left else []
+def lengths_over_context(scorer: BundleScorer, timed: Timed) -> list[Omission]:
+    """An omission that names the other lengths."""
+    held = lengths_in_context(scorer, timed)
+    reason = f"lengths over the context of {scorer.manifest.context_length:,} tokens"
+    longer = [f"{length:,} tokens" for length in dict.fromkeys(timed.lengths) if length not in held]
+    return [Omission("", scorer.name, len(longer), reason, tuple(longer[:3]))] if longer else []
 
 
-def _energy(prm: edge_prm.PRM, near: latency.Prefill) -> Energy | None:
-    """Energy of one text, averaged over two seconds of work at least."""
+def _prefill(prm: edge_prm.PRM, lengths: Sequence[int], runs: int, advance: _Advance) -> list[latency.Prefill]:
+    measured = []
+    for length in lengths:
+        measured.append(latency.measure_prefill(prm, length, runs))
+        advance(1)
+    return measured
+
+
+def _sweep(scorer: BundleScorer, options: Options, tokens: int, advance: _Advance) -> dict[int, float]:
+    """Tokens/s by number of threads."""
+    rates = {}
+    for threads in options.timed.sweep:
+        engine: Engine = replace(options.engine, threads=threads)
+        with engine.load(scorer.place) as prm:
+            rates[threads] = latency.measure_prefill(prm, tokens, options.timed.runs).tokens_per_second
+        advance(1)
+    return rates
+
+
+def _energy(prm: edge_prm.PRM, nearest: latency.Prefill) -> Energy | None:
+    """Energy of one text, the mean over at least two seconds of work."""
     meter = EnergyMeter()
     if not meter.available:
         return None
-    runs = max(1, round(2 / near.timing.p50))
-    run = latency.prefill_run(prm, near.tokens)
+    runs = max(1, round(_ENERGY_SECONDS / nearest.timing.p50))
+    run = latency.prefill_run(prm, nearest.tokens)
     run()
     with meter:
         for _ in range(runs):

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: how long a bundle takes to load, and how much memory it needs at most."""
+"""What is measured in a process of its own: the load time of a bundle, and its peak memory."""
 
 from __future__ import annotations
 
@@ -14,34 +14,7 @@ from edge_prm.errors import BackendError
 from edge_prm_bench.engine import Engine
 from edge_prm_bench.speed.latency import Timing, timing
 
-# Linux hands ru_maxrss of the parent down to a new process; VmHWM starts at zero with it. Windows has neither.
-_CODE = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[4])  # the edge-prm that measures is the one that is measured
-import pathlib, time
-start = time.perf_counter()
-import edge_prm
-bundle, tokens, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-prm = edge_prm.load(bundle, **options)
-loaded = time.perf_counter() - start
-if tokens:
-    import numpy as np
-    vocabulary = prm.manifest.architecture.vocabulary
-    ids = np.random.default_rng(0).integers(0, min(vocabulary, 150_000), tokens)
-    prm.model.start().extend(ids, [tokens - 1])
-status = pathlib.Path("/proc/self/status")
-lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-high = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-if not high:
-    try:
-        import resource
-    except ImportError:
-        resource = None
-    if resource is not None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        high = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit]
-print(json.dumps({"load_s": loaded, "peak_gb": high[0] / 1e9 if high else None}))
-"""
+_CHILD = Path(__file__).with_name("child.py")
 
 
 @dataclass(frozen=True)
@@ -56,7 +29,7 @@ class Load:
 
 
 def measure_load(bundle: Path, engine: Engine, runs: int) -> Load:
-    """Load a bundle in new processes; BackendError when one fails."""
+    """Load a bundle in `runs` new processes, and in as many with a cold page cache; BackendError when one fails."""
     cold: list[float] = []
     while len(cold) < runs and _drop_page_cache(bundle):
         cold.append(_run(bundle, engine, 0)["load_s"])
@@ -67,7 +40,7 @@ def measure_load(bundle: Path, engine: Engine, runs: int) -> Load:
 def measure_peak_memory(bundle: Path, tokens: int, engine: Engine) -> float | None:
     """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens.
 
-    None where the system does not know it (Windows). BackendError when the process fails.
+    None where the system does not report it (Windows). BackendError when the process fails.
     """
     peak = _run(bundle, engine, tokens)["peak_gb"]
     return None if peak is None else float(peak)
@@ -75,7 +48,7 @@ def measure_peak_memory(bundle: Path, tokens: int, engine: Engine) -> float | No
 
 def _run(bundle: Path, engine: Engine, tokens: int) -> dict[str, Any]:
     arguments = [str(bundle), str(tokens), json.dumps(asdict(engine)), json.dumps(sys.path)]
-    command = [sys.executable, "-c", _CODE, *arguments]
+    command = [sys.executable, str(_CHILD), *arguments]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
@@ -86,7 +59,7 @@ def _run(bundle: Path, engine: Engine, tokens: int) -> dict[str, Any]:
 
 
 def _drop_page_cache(bundle: Path) -> bool:
-    """Ask the system to forget the files' pages; no privilege is needed for pages that are written out."""
+    """Ask the system to drop the files' pages from its cache; needs no privilege for pages that are written out."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in bundle.iterdir():

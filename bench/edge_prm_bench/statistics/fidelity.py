@@ -1,8 +1,8 @@
-"""How faithful a bundle is: two separate questions, never one number.
+"""Fidelity of a bundle: two separate questions, each with its own figures.
 
 Quantization: the bundle against its own checkpoint in full precision. Capability: the bundle against a larger model.
-Every figure has a bootstrap interval over problems, and comes with the noise floor: what the full-precision model
-differs from itself by in another precision or batch shape.
+Every figure has a bootstrap interval over problems. The noise floor is the same figures of two full-precision runs of
+one checkpoint, in another dtype or batch size.
 """
 
 from __future__ import annotations
@@ -14,67 +14,87 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_prm.aggregate import aggregate
+from edge_prm.arrays import Float64
 from edge_prm_bench.data import Data
 from edge_prm_bench.statistics import metrics
-from edge_prm_bench.statistics.coverage import Rewards as Rewards
-from edge_prm_bench.statistics.coverage import Scored as Scored
+from edge_prm_bench.statistics.coverage import Scored
 from edge_prm_bench.statistics.metrics import Estimate
 
-KENDALL_RESAMPLES = 200  # it looks at every pair
+KENDALL_RESAMPLES = 200  # quadratic in the number of traces
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """Differences of step rewards, and what they change.
+class Pairing:
+    """What is compared with which reference, and on what.
 
-    Computed on `traces`, which hold `rewards` rewards; `left_out` traces of the file are not among them, and `own` are
-    those that these two have rewards for, whatever other rows of the table have.
-    `spearman` and `kendall` are of the traces' scores; `flips` the share of steps whose verdict at the threshold
-    changes; `first_weak` the share of traces whose first weak step is the same one; `best` the share of problems whose
-    best candidate is the same one, NaN without candidates.
+    `traces` and `rewards` count what the figures are computed on. `skipped` counts the other traces of the file. `own`
+    counts the traces that both sides have rewards for, also those that another row of the table lacks.
     """
 
-    ours: str
+    name: str
     reference: str
     data: str
     traces: int
     rewards: int
-    left_out: int
-    threshold: float
-    mean: Estimate
-    p99: Estimate
-    maximum: float
-    spearman: Estimate
-    kendall: Estimate
-    flips: Estimate
-    first_weak: Estimate
-    best: Estimate
+    skipped: int
     own: int
 
 
 @dataclass(frozen=True)
-class Capability:
-    """Does the small model order things as the large one does? Rewards of two models are not the same quantity.
+class Differences:
+    """Absolute differences of step rewards, in [0, 1]: their mean, 99% quantile and maximum."""
 
-    `traces`, `left_out` and `own` are as in Quantization.
-    `spearman` and `kendall` are of the traces' scores, `steps` Spearman of all step rewards; `order` is the share of
-    pairs of candidates of one problem put in the same order, `best` that of problems with the same best candidate.
-    """
+    mean: Estimate
+    p99: Estimate
+    maximum: float
 
-    ours: str
-    reference: str
-    data: str
-    traces: int
-    left_out: int
+
+@dataclass(frozen=True)
+class Agreement:
+    """Spearman's rho and Kendall's tau-b of the scores of traces; `best`: share of problems with the same best
+    candidate, NaN without candidates."""
+
     spearman: Estimate
     kendall: Estimate
+    best: Estimate
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """`flip_rate`: share of steps that are weak (below `threshold`) on one side only. `first_weak`: share of traces
+    with the same first weak step."""
+
+    threshold: float
+    flip_rate: Estimate
+    first_weak: Estimate
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One checkpoint, run in two ways."""
+
+    pairing: Pairing
+    difference: Differences
+    agreement: Agreement
+    verdicts: Verdicts
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Two models, compared by order only, because their rewards are not the same quantity.
+
+    `steps`: Spearman's rho of all step rewards. `order`: share of pairs of candidates of one problem in the same order.
+    """
+
+    pairing: Pairing
+    agreement: Agreement
     steps: Estimate
     order: Estimate
-    best: Estimate
-    own: int
 
 
 class _Pair(NamedTuple):
+    """Rewards and score of one trace, of the bundle and of the reference."""
+
     ours: Sequence[float]
     theirs: Sequence[float]
     our_score: float
@@ -85,81 +105,94 @@ _Problems = Sequence[Sequence[_Pair]]
 
 
 def quantization(
-    data: Data, ours: Scored, reference: Scored, threshold: float = 0.5, kept: Collection[int] | None = None
+    data: Data, bundle: Scored, reference: Scored, threshold: float = 0.5, kept: Collection[int] | None = None
 ) -> Quantization:
-    """Compare rewards of one checkpoint with those of another way to run it, on the traces `kept` (None: all)."""
-    problems, left_out = _pairs(data, ours, reference, kept)
-    differences = _differences(problems)
+    """Compare a bundle with its own checkpoint, on the traces with the indices `kept` (None: all)."""
+    problems = _pairs(data, bundle, reference, kept)
+    flip_rate = metrics.bootstrap(
+        problems, lambda sample: metrics.flip_rate(_flat(sample, 0), _flat(sample, 1), threshold)
+    )
+    first_weak = metrics.bootstrap(problems, lambda sample: _same_first_weak(sample, threshold))
     return Quantization(
-        ours=ours.name,
-        reference=reference.name,
-        data=data.name,
-        traces=sum(map(len, problems)),
-        rewards=len(differences),
-        left_out=left_out,
-        threshold=threshold,
-        mean=metrics.bootstrap(problems, lambda sample: metrics.mean(_differences(sample))),
-        p99=metrics.bootstrap(problems, lambda sample: metrics.quantile(_differences(sample), 0.99)),
-        maximum=metrics.maximum(differences),
-        spearman=metrics.bootstrap(problems, _of_scores(metrics.spearman)),
-        kendall=metrics.bootstrap(problems, _of_scores(metrics.kendall), KENDALL_RESAMPLES),
-        flips=metrics.bootstrap(problems, lambda sample: metrics.flips(_flat(sample, 0), _flat(sample, 1), threshold)),
-        first_weak=metrics.bootstrap(problems, lambda sample: _same_first_weak(sample, threshold)),
-        best=metrics.bootstrap(problems, _same_best),
-        own=len(ours.indices & reference.indices),
+        pairing=_pairing(data, bundle, reference, problems),
+        difference=_difference(problems),
+        agreement=_agreement(problems),
+        verdicts=Verdicts(threshold, flip_rate, first_weak),
     )
 
 
-def capability(data: Data, ours: Scored, reference: Scored, kept: Collection[int] | None = None) -> Capability:
-    """Compare rewards of one model with those of another, by order only, on the traces `kept` (None: all)."""
-    problems, left_out = _pairs(data, ours, reference, kept)
+def capability(data: Data, bundle: Scored, reference: Scored, kept: Collection[int] | None = None) -> Capability:
+    """Compare a bundle with another model, on the traces with the indices `kept` (None: all)."""
+    problems = _pairs(data, bundle, reference, kept)
     return Capability(
-        ours=ours.name,
-        reference=reference.name,
-        data=data.name,
-        traces=sum(map(len, problems)),
-        left_out=left_out,
-        spearman=metrics.bootstrap(problems, _of_scores(metrics.spearman)),
-        kendall=metrics.bootstrap(problems, _of_scores(metrics.kendall), KENDALL_RESAMPLES),
+        pairing=_pairing(data, bundle, reference, problems),
+        agreement=_agreement(problems),
         steps=metrics.bootstrap(problems, lambda sample: metrics.spearman(_flat(sample, 0), _flat(sample, 1))),
         order=metrics.bootstrap(problems, _same_order),
-        best=metrics.bootstrap(problems, _same_best),
-        own=len(ours.indices & reference.indices),
     )
 
 
-def worst(data: Data, ours: Scored, reference: Scored, count: int = 5) -> list[int]:
-    """Indices of the traces with the largest difference of a reward, largest first."""
+def largest_differences(data: Data, bundle: Scored, reference: Scored, count: int = 5) -> list[int]:
+    """Indices of the `count` traces with the largest difference of a reward, largest first."""
     largest = [
-        (max(abs(a - b) for a, b in zip(mine, theirs, strict=True)), index)
-        for index, (mine, theirs) in enumerate(zip(ours.rewards, reference.rewards, strict=True))
-        if mine is not None and theirs is not None
+        (max(abs(a - b) for a, b in zip(ours, theirs, strict=True)), index)
+        for index, (ours, theirs) in enumerate(zip(bundle.rewards, reference.rewards, strict=True))
+        if ours is not None and theirs is not None
     ]
     return [index for _, index in sorted(largest, key=lambda pair: (-pair[0], pair[1]))[:count]]
 
 
-def _pairs(data: Data, ours: Scored, reference: Scored, kept: Collection[int] | None) -> tuple[_Problems, int]:
-    """Pairs of rewards by problem, and how many traces are not kept or have no rewards in one of the two."""
+def _pairs(data: Data, bundle: Scored, reference: Scored, kept: Collection[int] | None) -> _Problems:
+    """Pairs of rewards by problem, of the kept traces that both sides have rewards for."""
     problems = []
-    left_out = 0
     for group in data.by_problem():
         pairs = []
         for index in group:
-            mine, theirs = ours.rewards[index], reference.rewards[index]
-            if mine is None or theirs is None or (kept is not None and index not in kept):
-                left_out += 1
+            ours, theirs = bundle.rewards[index], reference.rewards[index]
+            if ours is None or theirs is None or (kept is not None and index not in kept):
                 continue
-            pairs.append(_Pair(mine, theirs, aggregate(ours.aggregate, mine), aggregate(reference.aggregate, theirs)))
+            scores = aggregate(bundle.aggregate, ours), aggregate(reference.aggregate, theirs)
+            pairs.append(_Pair(ours, theirs, *scores))
         if pairs:
             problems.append(pairs)
-    return problems, left_out
+    return problems
+
+
+def _pairing(data: Data, bundle: Scored, reference: Scored, problems: _Problems) -> Pairing:
+    traces = sum(map(len, problems))
+    return Pairing(
+        name=bundle.name,
+        reference=reference.name,
+        data=data.name,
+        traces=traces,
+        rewards=len(_flat(problems, 0)),
+        skipped=len(data.traces) - traces,
+        own=len(bundle.indices & reference.indices),
+    )
+
+
+def _difference(problems: _Problems) -> Differences:
+    return Differences(
+        mean=metrics.bootstrap(problems, lambda sample: metrics.mean(_absolute(sample))),
+        p99=metrics.bootstrap(problems, lambda sample: metrics.quantile(_absolute(sample), 0.99)),
+        maximum=metrics.maximum(_absolute(problems)),
+    )
+
+
+def _agreement(problems: _Problems) -> Agreement:
+    return Agreement(
+        spearman=metrics.bootstrap(problems, _of_scores(metrics.spearman)),
+        kendall=metrics.bootstrap(problems, _of_scores(metrics.kendall), KENDALL_RESAMPLES),
+        best=metrics.bootstrap(problems, _same_best),
+    )
 
 
 def _flat(problems: _Problems, side: int) -> list[float]:
+    """All rewards of a side: 0 is the bundle, 1 the reference."""
     return [reward for group in problems for pair in group for reward in (pair.theirs if side else pair.ours)]
 
 
-def _differences(problems: _Problems) -> metrics.Floats:
+def _absolute(problems: _Problems) -> Float64:
     return np.abs(np.array(_flat(problems, 0), dtype=np.float64) - np.array(_flat(problems, 1), dtype=np.float64))
 
 
@@ -182,7 +215,7 @@ def _same_first_weak(problems: _Problems, threshold: float) -> float:
 
 
 def _same_best(problems: _Problems) -> float:
-    """Over the problems with candidates to choose from."""
+    """Over the problems with two candidates or more."""
     return metrics.mean(
         [
             metrics.best_of([pair.our_score for pair in group]) == metrics.best_of([pair.their_score for pair in group])

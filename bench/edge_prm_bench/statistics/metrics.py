@@ -1,6 +1,6 @@
-"""Statistics of rewards, in numpy: each on plain sequences, NaN where the value is not defined.
+"""Statistics of rewards, in numpy: on plain sequences of float, NaN where a value is not defined.
 
-Tests hold every one of them against scipy, scikit-learn or values worked out by hand.
+Tests compare each of them with scipy, with scikit-learn, or with values computed by hand.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm import score as scores
+from edge_prm.arrays import Float64
 
-Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 SEED = 20_011
 CONFIDENCE = 0.95
@@ -29,27 +29,29 @@ class Estimate:
     high: float = float("nan")
 
 
-def mean(values: Sequence[float] | Floats) -> float:
+def mean(values: Sequence[float] | Float64) -> float:
+    """The mean; NaN of nothing."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def quantile(values: Sequence[float] | Floats, share: float) -> float:
-    """Linear interpolation between the two nearest values."""
+def quantile(values: Sequence[float] | Float64, share: float) -> float:
+    """The quantile `share` in [0, 1], by linear interpolation between the two nearest values; NaN of nothing."""
     return float(np.quantile(values, share)) if len(values) else float("nan")
 
 
-def maximum(values: Sequence[float] | Floats) -> float:
+def maximum(values: Sequence[float] | Float64) -> float:
+    """The largest value; NaN of nothing."""
     return float(np.max(values)) if len(values) else float("nan")
 
 
-def ranks(values: Sequence[float] | Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+def ranks(values: Sequence[float] | Float64) -> Float64:
+    """Ranks from 1, float64 of shape [n]; equal values have the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
-def spearman(left: Sequence[float] | Floats, right: Sequence[float] | Floats) -> float:
-    """Pearson's correlation of the ranks; NaN for fewer than two pairs and when one side is constant."""
+def spearman(left: Sequence[float] | Float64, right: Sequence[float] | Float64) -> float:
+    """Spearman's rho: Pearson's correlation of the ranks; NaN for fewer than two pairs or a constant side."""
     _equally_long(left, right)
     if len(left) < 2:
         return float("nan")
@@ -59,8 +61,8 @@ def spearman(left: Sequence[float] | Floats, right: Sequence[float] | Floats) ->
     return float((a * b).sum() / norm) if norm else float("nan")
 
 
-def kendall(left: Sequence[float] | Floats, right: Sequence[float] | Floats) -> float:
-    """Kendall's tau-b: concordant less discordant pairs, ties taken out; NaN when one side is constant."""
+def kendall(left: Sequence[float] | Float64, right: Sequence[float] | Float64) -> float:
+    """Kendall's tau-b: concordant minus discordant pairs, corrected for ties; NaN when one side is constant."""
     _equally_long(left, right)
     a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     total = untied_left = untied_right = 0.0
@@ -73,8 +75,11 @@ def kendall(left: Sequence[float] | Floats, right: Sequence[float] | Floats) -> 
     return float(total / norm) if norm else float("nan")
 
 
-def auc(scores: Sequence[float] | Floats, positive: Sequence[bool] | npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: a positive's chance to score above a negative, ties counting half."""
+def auc(scores: Sequence[float] | Float64, positive: Sequence[bool] | npt.NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: the probability that a positive scores above a negative, a tie counting half.
+
+    By the Mann-Whitney U statistic. NaN without both classes.
+    """
     _equally_long(scores, positive)
     is_positive = np.asarray(positive, dtype=bool)
     positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
@@ -83,8 +88,8 @@ def auc(scores: Sequence[float] | Floats, positive: Sequence[bool] | npt.NDArray
     return float((ranks(scores)[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def flips(left: Sequence[float] | Floats, right: Sequence[float] | Floats, threshold: float) -> float:
-    """Share of values that stand on different sides of the threshold (at it counts as above)."""
+def flip_rate(left: Sequence[float] | Float64, right: Sequence[float] | Float64, threshold: float) -> float:
+    """Share of pairs of which one value is below the threshold and the other is not."""
     _equally_long(left, right)
     return mean((np.asarray(left) >= threshold) != (np.asarray(right) >= threshold))
 
@@ -101,7 +106,7 @@ def best_of(scores: Sequence[float]) -> int:
 
 
 def order_agreement(left: Sequence[float], right: Sequence[float]) -> tuple[int, int]:
-    """Of the pairs that `right` tells apart: how many `left` puts in the same order, and how many there are."""
+    """(pairs that `left` orders as `right` does, pairs of different values in `right`)."""
     _equally_long(left, right)
     same = pairs = 0
     for i in range(len(left)):
@@ -113,26 +118,26 @@ def order_agreement(left: Sequence[float], right: Sequence[float]) -> tuple[int,
 
 
 def harmonic_mean(left: float, right: float) -> float:
+    """2 ab / (a + b); 0 where both are 0, NaN where one is NaN."""
     return 2 * left * right / (left + right) if left + right else 0.0
 
 
 def bootstrap(
     groups: Sequence[Any], statistic: Callable[[Sequence[Any]], float], resamples: int = RESAMPLES
 ) -> Estimate:
-    """A statistic and its percentile interval, 95%, by drawing whole groups (problems) with replacement.
+    """A statistic with its 95% percentile interval, by drawing whole groups (problems) with replacement.
 
-    Steps of one problem are not independent, so they are drawn together. With fewer than two groups there is no
-    interval. Resamples on which the statistic is not defined are left out; the seed is fixed.
+    Steps of one problem are not independent, so they are drawn together. There is no interval with fewer than two
+    groups, or where the statistic is NaN on more than half of the resamples; NaN resamples are dropped. The seed is
+    fixed. `statistic` is called `resamples + 1` times.
     """
     value = statistic(groups)
     if len(groups) < 2:
         return Estimate(value)
     generator = np.random.default_rng(SEED)
-    drawn = []
-    for _ in range(resamples):
-        sample = statistic([groups[index] for index in generator.integers(0, len(groups), len(groups))])
-        if not np.isnan(sample):
-            drawn.append(sample)
+    draws = (generator.integers(0, len(groups), len(groups)) for _ in range(resamples))
+    samples = (statistic([groups[index] for index in draw]) for draw in draws)
+    drawn = [sample for sample in samples if not np.isnan(sample)]
     if len(drawn) < resamples / 2:
         return Estimate(value)
     tail = (1 - CONFIDENCE) / 2

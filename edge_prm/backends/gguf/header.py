@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: its metadata, and where its tensors stand. What a file cannot hold is an error.
+"""Read the header of a GGUF file: its metadata, and where its tensors are. What does not fit the file is an error.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -9,47 +9,59 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 STRING, ARRAY = 8, 9  # types of metadata
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_MOST_ITEMS = 1 << 22
+_MAX_ITEMS = 1 << 22
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 @dataclass(frozen=True)
-class Array:
-    """A list in the metadata; its items stay in the file, from `start` to `end`."""
+class ListField:
+    """A list in the metadata; its items stay in the file, in bytes `start` to `end`."""
 
-    kind: int
+    item_type: int
     length: int
     start: int
     end: int
 
 
+class TensorInfo(NamedTuple):
+    """Where a tensor is: its shape, outermost dimension first, its ggml type, and its offset into the data in bytes."""
+
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
 @dataclass(frozen=True)
 class Header:
+    """Metadata by key, tensors by name, and the byte of the file at which the tensors' data starts."""
+
     fields: Mapping[str, Any]
-    tensors: Mapping[str, tuple[tuple[int, ...], int, int]]
-    """name -> (shape, outermost dimension first; ggml type; offset into the data)."""
+    tensors: Mapping[str, TensorInfo]
     data_start: int
 
 
 class Reader:
-    """Reads little-endian values; what the file cannot hold is a ValueError or struct.error."""
+    """Reads little-endian values; what does not fit the file is a ValueError or struct.error.
+
+    `positions`: the byte of the file at which the value of each metadata key starts.
+    """
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._at = 0
-        self.places: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
 
     def header(self) -> Header:
+        """Read all metadata and the list of tensors; ValueError for a key or tensor that comes twice."""
         if self._data[:4] != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
+            raise ValueError("it does not start with GGUF")
         self._at = 4
         version = self._scalar("I")
         if version not in _VERSIONS:
@@ -59,26 +71,26 @@ class Reader:
         for _ in range(fields):
             name = self._string()
             if name in values:
-                raise ValueError(f"{name[:60]!r} stands there twice")
-            kind = self._scalar("I")
-            self.places[name] = self._at
-            values[name] = self._value(kind)
-        found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+                raise ValueError(f"duplicate key {name[:60]!r}")
+            type_ = self._scalar("I")
+            self.positions[name] = self._at
+            values[name] = self._value(type_)
+        infos: dict[str, TensorInfo] = {}
         for _ in range(tensors):
             name, dimensions = self._string(), self._scalar("I")
-            if dimensions > 4 or name in found:
-                raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions or stands there twice")
+            if dimensions > 4 or name in infos:
+                raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions, or comes twice")
             shape = tuple(int(self._scalar("Q")) for _ in range(dimensions))[::-1]
-            found[name] = (shape, int(self._scalar("I")), int(self._scalar("Q")))
-        return Header(values, found, -(-self._at // 32) * 32)
+            infos[name] = TensorInfo(shape, int(self._scalar("I")), int(self._scalar("Q")))
+        return Header(values, infos, -(-self._at // 32) * 32)
 
-    def _value(self, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self._scalar(_SCALARS[kind])
-        if kind == STRING:
+    def _value(self, type_: int) -> Any:
+        if type_ in _SCALARS:
+            return self._scalar(_SCALARS[type_])
+        if type_ == STRING:
             return self._string()
-        if kind != ARRAY:
-            raise ValueError(f"a value of type {kind}")
+        if type_ != ARRAY:
+            raise ValueError(f"a value of type {type_}")
         inner, length = self._scalar("I"), self._count()
         start = self._at
         if inner in _SCALARS:
@@ -88,29 +100,29 @@ class Reader:
                 self._skip(self._scalar("Q"))
         else:
             raise ValueError(f"a list of type {inner}")
-        return Array(inner, length, start, self._at)
+        return ListField(inner, length, start, self._at)
 
-    def strings(self, array: Array) -> list[bytes]:
+    def strings(self, field: ListField) -> list[bytes]:
         """The items of a list of strings whose bounds were checked."""
-        raw, at, items = self._data[array.start : array.end], 0, []
-        for _ in range(array.length):
+        raw, at, items = self._data[field.start : field.end], 0, []
+        for _ in range(field.length):
             end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
             items.append(raw[at + 8 : end])
             at = end
         return items
 
-    def numbers(self, array: Array) -> npt.NDArray[Any]:
+    def numbers(self, field: ListField) -> npt.NDArray[Any]:
         """The items of a list of numbers whose bounds were checked."""
-        return np.frombuffer(self._data[array.start : array.end], dtype=np.dtype(f"<{_SCALARS[array.kind]}"))
+        return np.frombuffer(self._data[field.start : field.end], dtype=np.dtype(f"<{_SCALARS[field.item_type]}"))
 
-    def _scalar(self, form: str) -> Any:
-        value = struct.unpack_from(f"<{form}", self._data, self._at)[0]
-        self._at += struct.calcsize(form)
+    def _scalar(self, code: str) -> Any:
+        value = struct.unpack_from(f"<{code}", self._data, self._at)[0]
+        self._at += struct.calcsize(code)
         return value
 
     def _count(self) -> int:
         count = int(self._scalar("Q"))
-        if count > _MOST_ITEMS:
+        if count > _MAX_ITEMS:
             raise ValueError(f"a count of {count}")
         return count
 
@@ -124,18 +136,3 @@ class Reader:
         start = self._at
         self._skip(length)
         return self._data[start : start + length].decode("utf-8", errors="surrogateescape")
-
-
-def read_tensors(path: Path) -> dict[str, tuple[tuple[int, ...], int, int]]:
-    """name -> (shape, outermost dimension first; ggml type; offset into the file) of a file that was checked."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = Reader(data).header()
-    return {name: (shape, kind, header.data_start + at) for name, (shape, kind, at) in header.tensors.items()}
-
-
-def place_of(path: Path, field: str) -> int:
-    """Where in a file that was checked a number of its metadata stands."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        reader = Reader(data)
-        reader.header()
-    return reader.places[field]

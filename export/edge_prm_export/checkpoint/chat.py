@@ -1,4 +1,4 @@
-"""A checkpoint's chat template, found and rendered as transformers does (utils/chat_template_utils.py, 4.57)."""
+"""A checkpoint's chat template, searched and rendered as transformers does (utils/chat_template_utils.py, 4.57)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MORE_TEMPLATES = "additional_chat_templates"
 
 @dataclass
 class Chat:
-    """A compiled chat template. `literals`: the strings in its source that a text may be compared with; `dates`: what
-    it asked strftime_now for, filled while it renders."""
+    """A compiled chat template. `literals`: the strings in its source that a text may be compared with; `dates`: the
+    formats that it gave to strftime_now, filled while it renders."""
 
     name: str
     template: Any
@@ -113,33 +113,41 @@ def _generation_tag() -> Any:
 
 def _find_template(checkpoint: Checkpoint) -> str:
     """The default template, in transformers' order: its own files, the tokenizer's config, an old processor's file."""
-    folder = checkpoint.folder
+    template = _template_files(checkpoint.folder) or read_settings(checkpoint).config.get("chat_template")
+    processor = checkpoint.folder / PROCESSOR_TEMPLATE_NAME
+    if template is None and processor.is_file():
+        template = read_json(processor, checkpoint.name).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = _default_of(template, checkpoint.name)
+    if not isinstance(template, str):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} has no chat template, and its steps are read through one: put it into "
+            f"{TEMPLATE_NAME}, or give the separator of a pair of tokens with --separator"
+        )
+    return template
+
+
+def _template_files(folder: Path) -> dict[str, Any]:
+    """Name -> template, of the files that hold nothing else."""
     named: dict[str, Any] = {}
     if (folder / TEMPLATE_NAME).is_file():
         named["default"] = _text(folder / TEMPLATE_NAME)
     more = folder / MORE_TEMPLATES
     for path in sorted(more.glob("*.jinja")) if more.is_dir() else ():
         named[path.stem] = _text(path)
-    found: Any = named or read_settings(checkpoint).config.get("chat_template")
-    processor = folder / PROCESSOR_TEMPLATE_NAME
-    if found is None and processor.is_file():
-        found = read_json(processor, checkpoint.name).get("chat_template")
-    if isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-    if isinstance(found, dict):
-        names = ", ".join(map(repr, found))
-        found = found.get("default")
-        if found is None:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.name} has no chat template named default (it has {names or 'none'}); "
-                f"put the right one into {TEMPLATE_NAME}"
-            )
-    if not isinstance(found, str):
+    return named
+
+
+def _default_of(templates: dict[Any, Any], name: str) -> Any:
+    template = templates.get("default")
+    if template is None:
         raise CheckpointError(
-            f"checkpoint {checkpoint.name} has no chat template, and its steps are read through one: put it into "
-            f"{TEMPLATE_NAME}, or give the separator of a pair of tokens with --separator"
+            f"checkpoint {name} has no chat template named default (it has "
+            f"{', '.join(map(repr, templates)) or 'none'}); put the right one into {TEMPLATE_NAME}"
         )
-    return found
+    return template
 
 
 def _text(path: Path) -> str:

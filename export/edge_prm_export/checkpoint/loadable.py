@@ -1,7 +1,7 @@
-"""Folders that look like a checkpoint and are none, and configs that another transformers wrote. Knows no torch.
+"""Folders that look like a checkpoint and are not one, and configs of another version of transformers. Knows no torch.
 
-transformers loads much without a word that is not what the config means: it ignores fields that it does not know, and
-it takes an adapter's folder for a model. What would be misread is refused here by its name, or translated.
+transformers silently loads what the config does not mean: it ignores fields that it does not know, and it takes an
+adapter's folder for a model. What would be misread is refused here by its name, or translated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_prm.errors import CheckpointError
 
 Config = Mapping[str, Any]
 
-_LAYER_KINDS = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _ROPE_FIELDS = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
 """model_type -> names of (theta, rotated part) in a config of transformers 4, where they are not the usual."""
 _PHI3_ORIGINAL = 4096  # transformers' default for a config without the field
@@ -38,48 +38,55 @@ def check_loadable(folder: Path, name: str) -> None:
 def for_transformers_4(config: Config, name: str) -> dict[str, Any]:
     """A config with the `rope_parameters` of transformers 5 turned into the fields that transformers 4 reads.
 
-    CheckpointError when they cannot be said in those fields, or when both are there and disagree.
+    CheckpointError when those fields cannot express them, or when both are there and disagree.
     """
     result = dict(config)
     rope = result.pop("rope_parameters", None)
     if rope is None:
         return result
-    found: dict[str, Any] = {}
+    fields = _rope_fields(rope, config, name)
+    for field, value in fields.items():
+        old = result.get(field)
+        if old is not None and _comparable(old) != _comparable(value):
+            raise _disagree(name, f"{field} {old!r}", repr(value))
+        result[field] = value
+    if "rope_scaling" not in fields and result.get("rope_scaling"):
+        raise _disagree(name, f"rope_scaling {result['rope_scaling']!r}", "type 'default'")
+    return result
+
+
+def _rope_fields(rope: Any, config: Config, name: str) -> dict[str, Any]:
+    """`rope_parameters` of transformers 5 as the fields of transformers 4."""
+    fields: dict[str, Any] = {}
     if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
-        rope = _by_layer_kind(rope, config, name, found)
+        rope = _of_all_layers(rope, config, name, fields)
     if not isinstance(rope, dict):
         raise CheckpointError(f"checkpoint {name}: rope_parameters in config.json is {rope!r}, not an object")
     rest = dict(rope)
     theta_field, part_field = _ROPE_FIELDS.get(str(config.get("model_type")), ("rope_theta", "partial_rotary_factor"))
     for key, field in (("rope_theta", theta_field), ("partial_rotary_factor", part_field)):
         if rest.get(key) is not None:
-            found[field] = rest[key]
+            fields[field] = rest[key]
         rest.pop(key, None)
-    kind = rest.pop("rope_type", rest.pop("type", "default"))
+    rope_type = rest.pop("rope_type", rest.pop("type", "default"))
     rest.pop("type", None)
-    if kind == "default" and rest:
+    if rope_type != "default":
+        fields["rope_scaling"] = {"rope_type": rope_type, **rest}
+        if rope_type == "longrope" and "original_max_position_embeddings" in rest:
+            fields["original_max_position_embeddings"] = rest["original_max_position_embeddings"]
+    elif rest:
         raise CheckpointError(
             f"checkpoint {name}: rope_parameters of type 'default' in config.json also has {', '.join(sorted(rest))}, "
             "which no transformers 4 config can say; install transformers 5 or save the checkpoint with transformers 4"
         )
-    if kind != "default":
-        found["rope_scaling"] = {"rope_type": kind, **rest}
-        if kind == "longrope" and "original_max_position_embeddings" in rest:
-            found["original_max_position_embeddings"] = rest["original_max_position_embeddings"]
-    for field, value in found.items():
-        old = result.get(field)
-        if old is not None and _comparable(old) != _comparable(value):
-            raise CheckpointError(
-                f"checkpoint {name}: config.json says {field} {old!r} and, in rope_parameters, {value!r}; "
-                "which of them the weights were trained with is not known: remove the wrong one"
-            )
-        result[field] = value
-    if kind == "default" and result.get("rope_scaling"):
-        raise CheckpointError(
-            f"checkpoint {name}: config.json says rope_scaling {result['rope_scaling']!r} and, in rope_parameters, "
-            "type 'default'; which of them the weights were trained with is not known: remove the wrong one"
-        )
-    return result
+    return fields
+
+
+def _disagree(name: str, old: str, new: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {name}: config.json says {old} and, in rope_parameters, {new}; "
+        "which of them the weights were trained with is not known: remove the wrong one"
+    )
 
 
 def longest_context(config: Config, positions: int) -> int:
@@ -99,23 +106,24 @@ def longest_context(config: Config, positions: int) -> int:
     return min(positions, int(original)) if original else positions
 
 
-def _by_layer_kind(rope: Config, config: Config, name: str, found: dict[str, Any]) -> Any:
-    """One set of rope parameters out of one for each kind of layer; Gemma3's second base goes into `found`."""
+def _of_all_layers(rope: Config, config: Config, name: str, fields: dict[str, Any]) -> Any:
+    """One set of rope parameters for all layers, of a set for each type of layer; Gemma3's second base goes into
+    `fields`."""
     sets = list(rope.values())
     if all(value == sets[0] for value in sets):
         return sets[0]
     sliding = rope.get("sliding_attention")
     if (
         config.get("model_type") == "gemma3_text"
-        and set(rope) == _LAYER_KINDS
+        and set(rope) == _LAYER_TYPES
         and isinstance(sliding, dict)
         and sliding.get("rope_type", "default") == "default"
         and set(sliding) <= {"rope_type", "rope_theta"}
     ):
-        found["rope_local_base_freq"] = sliding.get("rope_theta")
+        fields["rope_local_base_freq"] = sliding.get("rope_theta")
         return rope["full_attention"]
     raise CheckpointError(
-        f"checkpoint {name}: rope_parameters in config.json differ by kind of layer ({', '.join(sorted(rope))}), which "
+        f"checkpoint {name}: rope_parameters in config.json differ by type of layer ({', '.join(sorted(rope))}), which "
         f"transformers 4 cannot say of model_type {config.get('model_type')!r}; it needs transformers 5"
     )
 

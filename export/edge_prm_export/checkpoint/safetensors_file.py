@@ -106,7 +106,7 @@ def _entry(path: Path, name: str, info: Any, data: int, size: int) -> Entry:
         start, end = info["data_offsets"]
         shape, dtype = tuple(info["shape"]), info["dtype"]
         if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (start, end, *shape)):
-            raise ValueError("a place or a length that is no whole number")
+            raise ValueError("a place or a length that is not an integer")
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: tensor {name} is {reprlib.repr(info)}; download the file again") from None
     expected = math.prod(shape) * _BYTES[dtype] if dtype in _BYTES else end - start

@@ -33,14 +33,14 @@ _USER_AGAIN = "edge-prm-again-3f1c"
 def head_and_format(checkpoint: Checkpoint, given: Given) -> tuple[Head, InputFormat]:
     """Return the reward head of a checkpoint, and how prompt and steps become its tokens.
 
-    Raises the errors of `choose`, `read_head` and `input_format`.
+    Raises the errors of `choose`, `read_head` and `read_format`.
     """
     chosen = choose(checkpoint, given)
     head = read_head(checkpoint, chosen.tokens or None, chosen.convention.aggregate)
-    return head, input_format(checkpoint, chosen)
+    return head, read_format(checkpoint, chosen)
 
 
-def input_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
+def read_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
     """Return how prompt and steps become token ids by this convention.
 
     Raises CheckpointError for a tokenizer that is missing, damaged or not the model's, for a convention that does not
@@ -49,10 +49,12 @@ def input_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
     """
     tokenizer = open_tokenizer(checkpoint)
     check_settings(checkpoint, tokenizer)
-    form = WRITINGS[chosen.convention.writing](checkpoint, tokenizer, chosen)
-    form = replace(form, convention=chosen.convention.name)
-    check_stream(checkpoint.name, checkpoint.folder / TOKENIZER_NAME, form, checkpoint.config.vocabulary, tokenizer)
-    return form
+    input_format = WRITINGS[chosen.convention.writing](checkpoint, tokenizer, chosen)
+    input_format = replace(input_format, convention=chosen.convention.name)
+    check_stream(
+        checkpoint.name, checkpoint.folder / TOKENIZER_NAME, input_format, checkpoint.config.vocabulary, tokenizer
+    )
+    return input_format
 
 
 def _raw(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
@@ -69,13 +71,13 @@ def _chat(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> Input
     id_ = token_id(checkpoint, tokenizer, separator)
     chat = open_chat(checkpoint)
     before, between, _ = _parts(chat, _USER, _ASSISTANT)
-    form = InputFormat("template", separator, id_, before, between)
-    form = replace(
-        form,
+    input_format = InputFormat("template", separator, id_, before, between)
+    input_format = replace(
+        input_format,
         trim_user=find_trim(chat, 0, [_USER, _ASSISTANT]),
         trim_assistant=find_trim(chat, 1, [_USER, _ASSISTANT]),
     )
-    return check_chat(chat, form)
+    return check_chat(chat, input_format)
 
 
 def _pieces(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
@@ -143,14 +145,14 @@ def _judged_turns(chat: Chat, tokenizer: Tokenizer, between: str, good_token: st
     opening, lead = _parted(tokenizer, opening, answer)
     opened, answered = (_ids(tokenizer, opening + text) for text in ("", lead + answer))
     if good_id is not None and answered[len(opened) : len(opened) + 1] != [good_id]:
-        found = [tokenizer.id_to_token(id_) for id_ in answered[len(opened) :]]
+        tokens = [tokenizer.id_to_token(id_) for id_ in answered[len(opened) :]]
         raise CheckpointError(
-            f"checkpoint {chat.name}: in its chat template, the answer {answer!r} is the token {found[:1]} and not "
+            f"checkpoint {chat.name}: in its chat template, the answer {answer!r} is the token {tokens[:1]} and not "
             f"{good_token!r}; name the right ones with --good-token and --bad-token"
         )
-    form = InputFormat("tagged", opening, before=before, between=between, after=lead + answer + rest)
-    form = replace(form, trim_user=find_trim(chat, 2, messages))
-    return check_chat(chat, form, answer)
+    input_format = InputFormat("tagged", opening, before=before, between=between, after=lead + answer + rest)
+    input_format = replace(input_format, trim_user=find_trim(chat, 2, messages))
+    return check_chat(chat, input_format, answer)
 
 
 def _parted(tokenizer: Tokenizer, opening: str, answer: str) -> tuple[str, str]:
@@ -183,8 +185,8 @@ def _parts(chat: Chat, *contents: str) -> list[str]:
     text = chat.render(list(contents))
     pieces = []
     for content in contents:
-        piece, found, text = text.partition(content)
-        if not found or content in text:
+        piece, shown, text = text.partition(content)
+        if not shown or content in text:
             raise CheckpointError(
                 f"checkpoint {chat.name}: its chat template does not show user and assistant once, in this order"
             )

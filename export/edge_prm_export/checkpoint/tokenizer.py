@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, as the exporter needs it: opened, compared with its settings, and asked for single tokens.
+"""A checkpoint's tokenizer, as the exporter needs it: opened, compared with its settings, searched for tokens.
 
 transformers does not use tokenizer.json as it is: tokenizer_config.json and the class that it names change it. What
 changes the tokens of a text is followed here, or refused.
@@ -67,8 +67,8 @@ def read_settings(checkpoint: Checkpoint) -> Settings:
     class_name = str(named or _CLASS_OF_MODEL.get(checkpoint.model_type, "")).removesuffix("Fast")
     values = {**_CLASSES.get(class_name, {}), **{name: config[name] for name in _NAMES if name in config}}
     if map_path.exists() and "added_tokens_decoder" not in config:  # what older versions wrote
-        found = read_json(map_path, checkpoint.name)
-        values |= {name: found[name] for name in _NAMES if name in found}
+        special = read_json(map_path, checkpoint.name)
+        values |= {name: special[name] for name in _NAMES if name in special}
     tokens = {name: _content(value) for name, value in values.items()}
     return Settings(config, class_name, {name: token for name, token in tokens.items() if token})
 
@@ -92,11 +92,11 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def token_id(checkpoint: Checkpoint, tokenizer: Tokenizer, token: str, option: str = "--separator") -> int:
     """Return the id of a special token; CheckpointError when the tokenizer does not know it."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    id_ = tokenizer.token_to_id(token)
+    if id_ is None:
         path = checkpoint.folder / TOKENIZER_NAME
         raise CheckpointError(f"{path} has no token {token!r}; name the right one with {option}")
-    return int(found)
+    return int(id_)
 
 
 def bos_id(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
@@ -104,10 +104,10 @@ def bos_id(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
     token = read_settings(checkpoint).tokens.get("bos_token")
     if token is None:
         return None
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    id_ = tokenizer.token_to_id(token)
+    if id_ is None:
         raise CheckpointError(_saved_again(checkpoint, f"their bos_token is {token!r}, which {TOKENIZER_NAME} lacks"))
-    return int(found)
+    return int(id_)
 
 
 def leading_id(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
@@ -121,10 +121,10 @@ def leading_id(checkpoint: Checkpoint, tokenizer: Tokenizer) -> int | None:
             raise CheckpointError(_added(checkpoint, "a token (add_eos_token)"))
         if not settings.config.get("add_bos_token", _BUILDERS[settings.class_name]):
             return None
-        found = bos_id(checkpoint, tokenizer)
-        if found is None:
+        first = bos_id(checkpoint, tokenizer)
+        if first is None:
             raise CheckpointError(_saved_again(checkpoint, "they ask for add_bos_token and name no bos_token"))
-        return found
+        return first
     plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     added = len(full) - len(plain)
     if added == 0:
@@ -142,16 +142,16 @@ def check_settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     listed = settings.config.get("added_tokens_decoder")
     for entry in listed.values() if isinstance(listed, dict) else ():
         token = entry if isinstance(entry, dict) else {}
-        content, found = str(token.get("content")), known.get(str(token.get("content")))
-        if found is None:
+        content, in_file = str(token.get("content")), known.get(str(token.get("content")))
+        if in_file is None:
             said = f"they add the token {content!r}, which {TOKENIZER_NAME} lacks"
             raise CheckpointError(_saved_again(checkpoint, said))
         for name in ("lstrip", "rstrip", "single_word", *(["normalized"] if tokenizer.normalizer is not None else [])):
-            if name in token and bool(token[name]) != getattr(found, name):
+            if name in token and bool(token[name]) != getattr(in_file, name):
                 said = f"they set {name} of the token {content!r} to {token[name]!r}"
                 raise CheckpointError(_saved_again(checkpoint, f"{said}, and {TOKENIZER_NAME} to the opposite"))
-    wanted, found = _prefix_space(settings, tokenizer)
-    if wanted != found:
+    wanted, in_file = _prefix_space(settings, tokenizer)
+    if wanted != in_file:
         said = f"they set add_prefix_space to {wanted}, and {TOKENIZER_NAME} to the opposite"
         raise CheckpointError(_saved_again(checkpoint, said))
 

@@ -1,7 +1,7 @@
-"""Round the weights of a K-quantized GGUF once more, so that their errors cancel (GPTQ, on llama.cpp's own grid).
+"""GPTQ for a K-quantized GGUF file, on llama.cpp's own grid.
 
-llama.cpp's quantizer writes the file; where a tensor has a type whose grid we know, its integers are found anew, with
-the inputs that the layer saw on our own texts (see quantize.py). Nothing else of the file changes.
+llama.cpp's quantizer writes the file. Where a tensor has a type whose grid is known, its integers are rounded again,
+with the inputs of the layer on our own texts (see edge_prm_export.quantize.gptq). Nothing else of the file changes.
 """
 
 from __future__ import annotations
@@ -9,55 +9,49 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_prm.backends.gguf.header import read_tensors
-from edge_prm_export.decoder.reference import LayerInputs, ReferenceRun
-from edge_prm_export.decoder.weights import DecoderWeights
-from edge_prm_export.gguf.kquants import BYTES, SUPER, grid_of, put_integers
+from edge_prm.arrays import AnyFloat
+from edge_prm.backends.gguf.header import TensorInfo
+from edge_prm_export.decoder.layers import LayerInputs
+from edge_prm_export.decoder.reference import ReferenceRun
+from edge_prm_export.decoder.transformed import TransformedDecoder
+from edge_prm_export.gguf.inspect import read_tensors
+from edge_prm_export.gguf.kquants import BYTES, SUPER_BLOCK, grid_of, put_integers
+from edge_prm_export.gguf.tensors import GgufTensors
 from edge_prm_export.quantize.gptq import GPTQ
 
-Array = npt.NDArray[np.floating[Any]]
 
-
-def compensate(path: Path, weights: DecoderWeights, run: ReferenceRun) -> Iterator[int]:
-    """Rewrite the integers of a file in place; `run` stands before its first layer. Yields each layer's number."""
-    tensors = read_tensors(path)
+def compensate(path: Path, decoder: TransformedDecoder, run: ReferenceRun) -> Iterator[int]:
+    """Round the integers of a file again, in place; `run` is before its first layer. Yields each layer's number."""
+    infos, tensors = read_tensors(path), GgufTensors(decoder)
+    specs = tensors.specs()
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        for layer in range(weights.config.layers):
-            seen = run.run_layer(layer)
-            for rows, names in _inputs(weights, layer, seen):
-                known = {name: tensors[name] for name in names if tensors[name][1] in BYTES}
-                if not known:
-                    continue
-                compensation = GPTQ(rows)
-                for name, (shape, kind, offset) in known.items():
-                    length = shape[0] * shape[1] // SUPER * BYTES[kind]
-                    stored = np.frombuffer(data, np.uint8, length, offset).reshape(shape[0], -1).copy()
-                    integers = compensation.quantize_to_grid(_weight(weights, layer, name), grid_of(stored, kind))
-                    put_integers(stored, kind, np.ascontiguousarray(integers.T))
-                    data[offset : offset + length] = stored.tobytes()
+        for layer in range(decoder.shapes.layers):
+            for rows, roles in _inputs(decoder.inputs(layer, run.run_layer(layer))):
+                names = [name for name, spec in specs.items() if spec.layer == layer and spec.role in roles]
+                known = [name for name in names if infos[name].type in BYTES]
+                if known:
+                    gptq = GPTQ(rows)
+                    for name in known:
+                        _round_again(data, infos[name], tensors.value(specs[name]), gptq)
             yield layer
         data.flush()
 
 
-def _inputs(weights: DecoderWeights, layer: int, seen: LayerInputs) -> Iterator[tuple[Array, list[str]]]:
-    """What goes into the weights as they are stored, and their names."""
-    prefix = f"blk.{layer}"
-    attention, output, feed_forward, down = weights.inputs(layer, seen)
-    yield attention, [f"{prefix}.attn_{part}.weight" for part in "qkv"]
-    yield output, [f"{prefix}.attn_output.weight"]
-    yield feed_forward, [f"{prefix}.ffn_{part}.weight" for part in ("gate", "up")]
-    yield down, [f"{prefix}.ffn_down.weight"]
+def _inputs(inputs: LayerInputs) -> Iterator[tuple[AnyFloat, tuple[str, ...]]]:
+    """Rows `[tokens, in]`, and the roles of the weights that they enter."""
+    yield inputs.attention, ("q", "k", "v")
+    yield inputs.output, ("o",)
+    yield inputs.feed_forward, ("gate", "up")
+    yield inputs.down, ("down",)
 
 
-def _weight(weights: DecoderWeights, layer: int, name: str) -> Array:
-    part = name.split(".")[2]
-    if part == "attn_output":
-        return weights.attention_output(layer)
-    if part.startswith("attn_"):
-        return weights.attention_input(layer, part.removeprefix("attn_"))[0]
-    return weights.feed_forward(layer, part.removeprefix("ffn_"))
+def _round_again(data: mmap.mmap, info: TensorInfo, weight: AnyFloat, gptq: GPTQ) -> None:
+    (outputs, inputs), type_, offset = info
+    length = outputs * inputs // SUPER_BLOCK * BYTES[type_]
+    stored = np.frombuffer(data, np.uint8, length, offset).reshape(outputs, -1).copy()
+    integers = gptq.quantize_to_grid(weight, grid_of(stored, type_))
+    put_integers(stored, type_, np.ascontiguousarray(integers.T))
+    data[offset : offset + length] = stored.tobytes()

@@ -1,158 +1,108 @@
-"""Checkpoint -> GGUF file of an ordinary qwen2 model, with the reward head inside where it fits.
+"""Checkpoint -> GGUF file of an ordinary model of its architecture, with the reward head inside where it fits.
 
-A sigmoid head is one row of numbers, and so is a token's row of the output matrix: the head's weight is put where the
-vocabulary has a row to spare, and the logit of that token is the head's output. What eight bits leave over of it goes
-into a second spare row, so the head is as good as in full precision. Scale and bias stand in the metadata, under
-`edge_prm.`; every other tool sees tokens that no text has. Heads that need more stand beside the file (`HEAD_NAME`).
-
-The final norm's weight is folded into the head, and with a rotation the other norms into the linears behind them; the
-model is a judge and no longer writes text.
-
-Layout of file and names: llama.cpp's `gguf` package and its qwen2 architecture.
+The output matrix is the embedding, for all families: the model is a judge and writes no text. With a rotation, the
+norms are folded into the linear layers after them. Names, shapes and keys are those of the layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_prm.backends.gguf.checks import RESIDUAL_STEP
+from edge_prm.arrays import AnyFloat
+from edge_prm.backends.gguf.layout import TensorSpec
 from edge_prm.head import Head
-from edge_prm_export.decoder.weights import EMBEDDING_BLOCK_ROWS, DecoderWeights
-from edge_prm_export.gguf.metadata import add_model, add_tokenizer, spare_rows
+from edge_prm_export.checkpoint.files import Checkpoint
+from edge_prm_export.decoder.transformed import EMBEDDING_BLOCK_ROWS, TransformedDecoder
+from edge_prm_export.gguf.head import HeadRows, head_rows
+from edge_prm_export.gguf.metadata import add_head, add_model
+from edge_prm_export.gguf.tensors import GgufTensors
+from edge_prm_export.gguf.vocabulary import add_tokenizer, spare_rows
 
-Array = npt.NDArray[np.floating[Any]]
-
-
-class HeadRows(NamedTuple):
-    """Vocabulary rows of a sigmoid head: output = (logit[row] + logit[residual] / RESIDUAL_STEP) / scale + bias."""
-
-    row: int
-    residual: int
-    scale: float
-    bias: float
-    values: tuple[Array, Array]
+_PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
-class _Tensor(NamedTuple):
-    """A tensor to be written: its values are made when their turn comes."""
+def write_gguf(
+    path: Path, checkpoint: Checkpoint, decoder: TransformedDecoder, head: Head, type_name: str, embedding_type: str
+) -> Iterator[str]:
+    """Write a file whose linear layers have a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields each tensor's name.
 
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    make: Callable[[], Array]
-
-
-def write_gguf(path: Path, weights: DecoderWeights, head: Head, kind: str, embedding_kind: str) -> Iterator[str]:
-    """Write the file with weights of a ggml type (`Q8_0`, `F16`, `BF16`, `F32`); yields the name of each tensor.
-
-    The embedding, which holds the head, has a type of its own, of eight bits at least.
+    `decoder`: the checkpoint's, after its transforms. `embedding_type`: that of the embedding, which holds the head: of
+    eight bits at least. Everything else is F32. One tensor is in memory at a time, of the embedding a block of rows.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
-    from gguf.quants import quant_shape_to_byte_shape, quantize
+    from gguf import GGUFWriter
 
-    rows = head_rows(weights, head, embedding_kind)
-    tensors = list(_tensors(weights, kind, embedding_kind))
-    writer = GGUFWriter(path, "qwen2")
+    rows = head_rows(decoder, head, embedding_type, spare_rows(checkpoint))
+    tensors = GgufTensors(decoder)
+    types = {name: _type_of(spec, type_name, embedding_type) for name, spec in tensors.specs().items()}
+    writer = GGUFWriter(path, tensors.layout.architecture)
     try:
-        add_model(writer, weights.checkpoint, rotated=not weights.residual.identity)
-        _add_head(writer, rows)
-        add_tokenizer(writer, weights.checkpoint)
-        for name, shape, type_name, _ in tensors:
-            type_ = GGMLQuantizationType[type_name]
-            plain = {"F32": np.float32, "F16": np.float16}.get(type_name)
-            stored = shape if plain else quant_shape_to_byte_shape(shape, type_)
-            item: np.dtype[Any] = np.dtype(plain or np.uint8)
-            writer.add_tensor_info(name, stored, item, int(np.prod(stored)) * item.itemsize, type_)
+        add_model(writer, checkpoint, tensors.layout, rotated=decoder.rotated)
+        add_head(writer, rows)
+        add_tokenizer(writer, checkpoint)
+        sizes = {name: _add_info(writer, name, spec.shape, types[name]) for name, spec in tensors.specs().items()}
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, shape, type_name, make in tensors:
-            type_ = GGMLQuantizationType[type_name]
-            if name == "token_embd.weight":
-                blocks = [quantize(block, type_) for block in _embedding_with_head(weights, rows)]
-                writer.write_tensor_data(np.concatenate(blocks))
+        for name, spec in tensors.specs().items():
+            if spec.role == "embedding":
+                writer.write_tensor_data(_Blocks(_embedding_with_head(decoder, rows), types[name], sizes[name]))
             else:
-                value = np.ascontiguousarray(make(), dtype=np.float32)
-                assert value.shape == shape, name
-                writer.write_tensor_data(quantize(value, type_))
+                value = np.ascontiguousarray(tensors.value(spec), dtype=np.float32)
+                assert value.shape == spec.shape, name
+                writer.write_tensor_data(_quantized(value, types[name]))
             yield name
     finally:
         writer.close()
 
 
-def head_rows(weights: DecoderWeights, head: Head, kind: str) -> HeadRows | None:
-    """Where a sigmoid head goes and what stands there; None for other heads, and without two rows to spare."""
+def _type_of(spec: TensorSpec, type_name: str, embedding_type: str) -> str:
+    if spec.role == "embedding":
+        return embedding_type
+    return "F32" if len(spec.shape) == 1 else type_name
+
+
+def _add_info(writer: Any, name: str, shape: tuple[int, ...], type_name: str) -> int:
+    """Announce a tensor; returns its bytes."""
     from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize, quantize
+    from gguf.quants import quant_shape_to_byte_shape
 
-    spare = spare_rows(weights.checkpoint)
-    if head.outputs != 1 or len(spare) < 2:
-        return None
-    weight, bias = head.layers[0]
-    folded = weights.head(weight)
-    scale = np.float32(1 / max(float(np.abs(folded).max()), 1e-30))
-    wanted = (folded * scale).astype(np.float32)
-    type_ = GGMLQuantizationType[kind]
-    left = (wanted - dequantize(quantize(wanted, type_), type_)) * np.float32(RESIDUAL_STEP)
-    return HeadRows(spare[0], spare[1], float(scale), float(bias[0]), (wanted[0], left[0]))
+    plain, type_ = _PLAIN.get(type_name), GGMLQuantizationType[type_name]
+    stored = shape if plain else quant_shape_to_byte_shape(shape, type_)
+    item: np.dtype[Any] = np.dtype(plain or np.uint8)
+    size = int(np.prod(stored)) * item.itemsize
+    writer.add_tensor_info(name, stored, item, size, type_)
+    return size
 
 
-def write_head(path: Path, weights: DecoderWeights, head: Head) -> None:
-    """Write the linears of a head that stands beside the file; its input is the hidden state behind the final norm."""
-    arrays = {}
-    for index, (weight, bias) in enumerate(head.layers):
-        arrays[f"weight.{index}"] = (weight if index else weights.head(weight)).astype(np.float32)
-        arrays[f"bias.{index}"] = bias.astype(np.float32)
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # names of arrays, not options
+def _quantized(values: AnyFloat, type_name: str) -> Any:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    return quantize(values, GGMLQuantizationType[type_name])
 
 
-def _tensors(weights: DecoderWeights, kind: str, embedding_kind: str) -> Iterator[_Tensor]:
-    config = weights.config
-    hidden, inner, width = config.hidden, config.intermediate, config.heads * config.head_dim
-    shared = config.kv_heads * config.head_dim
-    yield _Tensor("token_embd.weight", (config.vocabulary, hidden), embedding_kind, lambda: np.empty(0))
-    yield _Tensor("output_norm.weight", (hidden,), "F32", lambda: np.ones(hidden))
-    for layer in range(config.layers):
-        yield from _layer(weights, layer, kind, hidden, inner, width, shared)
+class _Blocks:
+    """What GGUFWriter needs of an array, for one that is written block by block: an embedding may take 2 GB."""
+
+    def __init__(self, blocks: Iterator[AnyFloat], type_name: str, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._blocks = blocks
+        self._type_name = type_name
+
+    def tofile(self, file: Any) -> None:
+        """Write all blocks, each quantized by itself: rows are quantized one by one anyway."""
+        for block in self._blocks:
+            _quantized(block, self._type_name).tofile(file)
 
 
-def _layer(
-    weights: DecoderWeights, layer: int, kind: str, hidden: int, inner: int, width: int, shared: int
-) -> Iterator[_Tensor]:
-    def norm(name: str) -> Callable[[], Array]:
-        return lambda: weights.norm(layer, name)
-
-    def part_of(part: str, index: int) -> Callable[[], Array]:
-        return lambda: both(part)[index]
-
-    def feed_forward(part: str) -> Callable[[], Array]:
-        return lambda: weights.feed_forward(layer, part)
-
-    @lru_cache(maxsize=1)  # a bias is written right behind its weight
-    def both(part: str) -> tuple[Array, Array]:
-        return weights.attention_input(layer, part)
-
-    prefix = f"blk.{layer}"
-    yield _Tensor(f"{prefix}.attn_norm.weight", (hidden,), "F32", norm("input"))
-    yield _Tensor(f"{prefix}.ffn_norm.weight", (hidden,), "F32", norm("post_attention"))
-    for part, outputs in (("q", width), ("k", shared), ("v", shared)):
-        yield _Tensor(f"{prefix}.attn_{part}.weight", (outputs, hidden), kind, part_of(part, 0))
-        yield _Tensor(f"{prefix}.attn_{part}.bias", (outputs,), "F32", part_of(part, 1))
-    yield _Tensor(f"{prefix}.attn_output.weight", (hidden, width), kind, lambda: weights.attention_output(layer))
-    for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
-        yield _Tensor(f"{prefix}.ffn_{part}.weight", shape, kind, feed_forward(part))
-
-
-def _embedding_with_head(weights: DecoderWeights, rows: HeadRows | None) -> Iterator[Array]:
-    """Blocks of the embedding's rows, the head's two put in their places."""
+def _embedding_with_head(decoder: TransformedDecoder, rows: HeadRows | None) -> Iterator[AnyFloat]:
+    """Blocks of the embedding's rows, with the head's two in their places."""
     start = 0
-    for block in weights.embedding_blocks():
+    for block in decoder.embedding_blocks():
         if rows is not None:
             for row, values in zip((rows.row, rows.residual), rows.values, strict=True):
                 if start <= row < start + len(block):
@@ -160,12 +110,3 @@ def _embedding_with_head(weights: DecoderWeights, rows: HeadRows | None) -> Iter
                     block[row - start] = values
         start += EMBEDDING_BLOCK_ROWS
         yield np.ascontiguousarray(block, dtype=np.float32)
-
-
-def _add_head(writer: Any, rows: HeadRows | None) -> None:
-    writer.add_string("edge_prm.head", "rows" if rows is not None else "beside")
-    if rows is not None:
-        writer.add_uint32("edge_prm.head.row", rows.row)
-        writer.add_uint32("edge_prm.head.residual_row", rows.residual)
-        writer.add_float32("edge_prm.head.scale", rows.scale)
-        writer.add_float32("edge_prm.head.bias", rows.bias)

@@ -1,7 +1,7 @@
-"""What edge-prm adds to the start of a program: `python -m edge_prm_bench.speed.startup`.
+"""What edge-prm adds to the start of a program: `python benchmarks/startup.py`.
 
-Whole processes, one kind after the other in each round, so that a slow moment of the machine meets all of them; what is
-told is the median over the rounds. The last line is one JSON document.
+Each round runs one process of each program, so that a slow moment of the machine affects all of them alike. The figures
+are medians over the rounds, in seconds, less the time of `import numpy`. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROGRAMS = {
     "numpy": ["-c", "import numpy"],
     "import": ["-c", "import numpy, edge_prm"],
     "front_door": ["-c", "import numpy, edge_prm; edge_prm.load"],
-    "help": ["-m", "edge_prm.cli.main", "--help"],
+    "help": ["-m", "edge_prm", "--help"],
 }
 
 

@@ -1,7 +1,7 @@
-"""What `edge-prm score` costs besides the model: `python -m edge_prm_bench.speed.row_speed BUNDLE`.
+"""What `edge-prm score` costs besides the model: `python benchmarks/row_speed.py BUNDLE`.
 
-Short rows are read, split, scored and turned into JSON as the command does it. Then the same rows are read and turned
-into JSON once more with the scores that are known by now, without the model. The last line is one JSON document.
+Short rows are read, split, scored and written as JSON, as the command does it. The same rows are then read and written
+as JSON again, with the known scores in place of the model. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SEED = 40_000_001
 def short_rows(count: int) -> bytes:
     """JSON Lines of `count` short problems with their steps."""
     lines = [
-        json.dumps({"id": index, "problem": found.problem, "steps": found.steps})
-        for index, found in enumerate(generate(SEED, count))
+        json.dumps({"id": index, "problem": derivation.problem, "steps": derivation.steps})
+        for index, derivation in enumerate(generate(SEED, count))
     ]
     return "\n".join(lines).encode()
 
@@ -58,7 +58,7 @@ def main(bundle: Path, rows: int, turns: int, threads: int) -> None:
         for _ in range(turns):
             timed["all_s"].append(_seconds(everything))
             timed["reader_and_json_s"].append(_seconds(without_the_model))
-    medians = {name: round(statistics.median(found), 3) for name, found in timed.items()}
+    medians = {name: round(statistics.median(seconds), 3) for name, seconds in timed.items()}
     shares = [part / total for part, total in zip(timed["reader_and_json_s"], timed["all_s"], strict=True)]
     facts = {"rows": rows, "turns": turns, "threads": threads, **medians, "share": round(statistics.median(shares), 4)}
     click.echo(json.dumps(facts | {"share_range": [round(min(shares), 4), round(max(shares), 4)]}))

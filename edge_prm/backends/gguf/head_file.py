@@ -1,4 +1,4 @@
-"""Read `reward_head.npz`: the linears of a reward head that has no place in its GGUF file.
+"""Read `reward_head.npz`: the linear layers of a reward head that does not fit into its GGUF file.
 
 numpy's own reader trusts the archive: a damaged one ends in foreign errors, and a header may claim terabytes. So only
 what `numpy.savez` writes for float32 arrays is read: fixed names, stored without compression, exactly as many bytes as
@@ -15,15 +15,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from edge_prm.arrays import Float32
 from edge_prm.errors import BundleIntegrityError
+from edge_prm.head import Layers
 
-Floats = npt.NDArray[np.float32]
-Layers = tuple[tuple[Floats, Floats], ...]
-
-MOST_LAYERS = 4
-_MOST_HEADER_BYTES = 1 << 16
+HEAD_NAME = "reward_head.npz"
+MAX_LAYERS = 4
+_MAX_HEADER_BYTES = 1 << 16
 _HEADER = re.compile(
     rb"\{'descr': '<f4', 'fortran_order': (True|False), 'shape': \((\d{1,9}), ?(?:(\d{1,9}),? ?)?\), ?\} *\n"
 )
@@ -31,9 +30,9 @@ _FOREIGN = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error,
 
 
 def read_layers(path: Path, hidden: int) -> Layers:
-    """Return (weight `[out, in]`, bias `[out]`) of each linear, float32; the first `in` is `hidden`.
+    """Return (weight `[out, in]`, bias `[out]`) of each linear layer, float32; the first `in` is `hidden`.
 
-    BundleIntegrityError when the file is damaged, or no head on hidden states of that size.
+    BundleIntegrityError when the file is damaged, or is not a head on hidden states of that size.
     """
     try:
         layers = _read(path, hidden)
@@ -41,10 +40,10 @@ def read_layers(path: Path, hidden: int) -> Layers:
         raise BundleIntegrityError(path, f"not the reward head of this bundle ({error})") from None
     inputs = hidden
     for weight, bias in layers:
-        right = weight.ndim == 2 and weight.shape[1] == inputs and bias.shape == weight.shape[:1]
-        if not right or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        fits = weight.ndim == 2 and weight.shape[1] == inputs and bias.shape == weight.shape[:1]
+        if not fits or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise BundleIntegrityError(
-                path, f"it holds a layer of shape {list(weight.shape)} that is no part of a head"
+                path, f"it holds a layer of shape {list(weight.shape)} that does not belong to a head"
             )
         inputs = len(weight)
     if not layers or inputs not in (1, 2):
@@ -53,14 +52,14 @@ def read_layers(path: Path, hidden: int) -> Layers:
 
 
 def _read(path: Path, hidden: int) -> Layers:
-    largest = 4 * hidden * max(hidden, 2) + _MOST_HEADER_BYTES
-    if path.stat().st_size > MOST_LAYERS * 2 * largest:
+    largest = 4 * hidden * max(hidden, 2) + _MAX_HEADER_BYTES
+    if path.stat().st_size > MAX_LAYERS * 2 * largest:
         raise ValueError(f"it has {path.stat().st_size} bytes")
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         count = len(entries) // 2
         names = [f"{part}.{index}.npy" for index in range(count) for part in ("weight", "bias")]
-        if not 0 < count <= MOST_LAYERS or sorted(entries) != sorted(names) or len(archive.infolist()) != len(names):
+        if not 0 < count <= MAX_LAYERS or sorted(entries) != sorted(names) or len(archive.infolist()) != len(names):
             raise ValueError(f"it holds {', '.join(map(repr, sorted(entries)[:4])) or 'nothing'}")
         arrays = []
         for name in names:
@@ -71,12 +70,12 @@ def _read(path: Path, hidden: int) -> Layers:
     return tuple(zip(arrays[::2], arrays[1::2], strict=True))
 
 
-def _array(name: str, data: bytes) -> Floats:
+def _array(name: str, data: bytes) -> Float32:
     """An array in numpy's own format, of version 1.0: magic, length of the header, header, values."""
     (length,) = struct.unpack_from("<H", data, 8)
     header = _HEADER.fullmatch(data, 10, 10 + length)
     if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
-        raise ValueError(f"{name} is no array of 32-bit floats")
+        raise ValueError(f"{name} is not an array of 32-bit floats")
     shape = tuple(int(size) for size in header.group(2, 3) if size is not None)
     if math.prod(shape) * 4 != len(data) - 10 - length:
         raise ValueError(f"{name} has {len(data) - 10 - length} bytes and shape {list(shape)}")
