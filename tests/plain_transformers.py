@@ -195,12 +195,21 @@ def trace_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def write_llamas(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """head -> checkpoint; not to be changed."""
+    """head -> checkpoint of a family that is exported natively; not to be changed."""
+    return _write_once(tmp_path_factory, "llama")
+
+
+def write_no_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """head -> checkpoint of a decoder that only optimum exports; not to be changed."""
+    return _write_once(tmp_path_factory, "smollm3")
+
+
+def _write_once(tmp_path_factory: pytest.TempPathFactory, model: str) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def make(head: str) -> Path:
         if head not in made:
-            made[head] = write_tiny(tmp_path_factory.mktemp("llama") / head, "llama", head)
+            made[head] = write_tiny(tmp_path_factory.mktemp(model) / head, model, head)
         return made[head]
 
     return make

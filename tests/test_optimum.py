@@ -1,4 +1,4 @@
-"""Decoders that are not Qwen2, exported through optimum: rewards are those of torch, for every head and three models."""
+"""Decoders exported through optimum: rewards are those of torch, for every head and four models, one of no family."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from edge_prm_export import export  # noqa: E402
 
 PROMPT = "How many eggs does she sell at the market?"
 STEPS = ["Janet has 16 eggs a day.", "She eats 3 of them 😀.", "16 - 3 = 14", "The answer is 14."]
-MODELS = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen3": "Qwen3Config"}
+MODELS = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen3": "Qwen3Config", "smollm3": "SmolLM3Config"}
+NO_FAMILY = "smollm3"
+"""A decoder that only optimum exports."""
 HEADS = ("sigmoid", "two_class", "token_class", "token_pair")
 TOLERANCES = {"fp32": 2e-5, "int8": 0.08}
 PAIR = ("+", "-")
@@ -40,6 +42,7 @@ def write_foreign(folder: Path, model: str, head: str, **options: Any) -> Path:
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 16,
         "initializer_range": 0.25, "num_labels": 2, "sliding_window": None, "tie_word_embeddings": False,
+        "pad_token_id": 0,
     } | options  # fmt: skip
     torch.manual_seed(len(model))
     config = getattr(transformers, MODELS[model])(**shapes)
@@ -83,7 +86,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pat
             pair = PAIR if head == "token_pair" else None
             folder = tmp_path_factory.mktemp("bundle") / "out"
             made[model, head, recipe] = export(
-                str(made[model, head]), folder, recipe=recipe, token_pair=pair,
+                str(made[model, head]), folder, recipe=recipe, token_pair=pair, exporter="optimum",
                 reduce_range=recipe == "int8" and kernels_saturate(),
             )  # fmt: skip
         return made[model, head], made[model, head, recipe]
@@ -199,7 +202,7 @@ def test_a_tag_behind_each_step_is_read_as_math_shepherd_does(
     foreign: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:
     checkpoint, _ = foreign("mistral", "token_pair", "fp32")
-    options = {"token_pair": PAIR, "separator": " ки", "between": " ", "after_step": "\n"}
+    options = {"token_pair": PAIR, "separator": " ки", "between": " ", "after_step": "\n", "exporter": "optimum"}
     bundle = export(str(checkpoint), tmp_path / "out", recipe="fp32", **options)  # type: ignore[arg-type]
     text = PROMPT + " " + "\n".join(f"{step} ки" for step in STEPS)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
@@ -229,6 +232,30 @@ def test_qwen2_goes_through_optimum_when_asked(checkpoint_of: Callable[[str], Pa
     assert found[0] == pytest.approx(found[1], abs=3e-5)
 
 
+def test_a_decoder_of_no_family_goes_through_optimum_by_itself(
+    foreign: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    checkpoint, bundle = foreign(NO_FAMILY, "sigmoid", "fp32")
+    chosen = export(str(checkpoint), tmp_path / "out", recipe="fp32")
+    assert [read_manifest(folder).backend for folder in (bundle, chosen)] == ["optimum", "optimum"]
+    files = [(folder / "model.onnx.data").read_bytes() for folder in (bundle, chosen)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias"])
+def test_a_bias_that_the_native_exporter_does_not_know_goes_through_optimum(tmp_path: Path, key: str) -> None:
+    source = write_foreign(tmp_path / "source", "llama", "sigmoid", **{key: True})
+    with pytest.raises(UnsupportedArchitectureError, match=f"{key} in llama"):
+        export(str(source), tmp_path / "out", recipe="fp32", exporter="native")
+    bundle = export(str(source), tmp_path / "out", recipe="fp32")
+    manifest = read_manifest(bundle)
+    assert manifest.backend == "optimum"
+    encoded = Encoder(bundle / "tokenizer.json", manifest).encode(Trajectory.of(PROMPT, STEPS))
+    expected = torch_rewards(source, "sigmoid", encoded.ids.tolist(), list(encoded.read_at))
+    with edge_prm.load(bundle) as prm:
+        assert prm.score(PROMPT, STEPS).rewards == pytest.approx(expected.tolist(), abs=TOLERANCES["fp32"])
+
+
 def test_a_pair_of_tokens_judges_on_the_native_graph_too(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = export(str(checkpoint_of("sigmoid")), tmp_path / "out", recipe="fp32", token_pair=PAIR)
     manifest = read_manifest(folder)
@@ -239,10 +266,11 @@ def test_a_pair_of_tokens_judges_on_the_native_graph_too(checkpoint_of: Callable
         assert prm.score(PROMPT, STEPS).rewards == pytest.approx(expected.tolist(), abs=3e-5)
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exporter", ["native", "optimum"])
+def test_a_sliding_window_bounds_the_context(tmp_path: Path, exporter: str) -> None:
     """Within its window, attention is full; past it, the graph would not be the model's."""
     source = write_foreign(tmp_path / "source", "mistral", "sigmoid", sliding_window=200)
-    bundle = export(str(source), tmp_path / "out", recipe="fp32")
+    bundle = export(str(source), tmp_path / "out", recipe="fp32", exporter=exporter)
     assert read_manifest(bundle).context_length == 200
     with edge_prm.load(bundle) as prm:
         encoded = Encoder(bundle / "tokenizer.json", prm.manifest).encode(Trajectory.of(PROMPT, STEPS))
@@ -265,7 +293,7 @@ def test_a_first_token_that_the_tokenizer_adds_is_kept(
     )
     tokenizer.save(str(source / "tokenizer.json"))
     ids = tokenizer.encode(PROMPT + "\n\n".join(STEPS)).ids
-    bundle = export(str(source), tmp_path / "out", recipe="fp32")
+    bundle = export(str(source), tmp_path / "out", recipe="fp32", exporter="optimum")
     with edge_prm.load(bundle) as prm:
         found = prm.score(PROMPT, STEPS)
     assert (found.tokens, ids[0]) == (len(ids), start)
@@ -281,8 +309,8 @@ def test_a_first_token_that_the_tokenizer_adds_is_kept(
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"exporter": "native"}, UnsupportedArchitectureError, "model_type 'llama'"),
-        ({"gguf": True}, UnsupportedArchitectureError, "model_type 'llama'"),
+        ({"exporter": "native"}, UnsupportedArchitectureError, "model_type 'smollm3'"),
+        ({"gguf": True}, UnsupportedArchitectureError, "model_type 'smollm3'"),
         ({"gguf": True, "exporter": "optimum"}, InputError, "optimum writes ONNX bundles"),
         ({"exporter": "torch"}, InputError, "exporter 'torch' is not known"),
         ({"token_pair": ("nothing", "-")}, CheckpointError, "no token 'nothing'; name the right one with --good-token"),
@@ -303,7 +331,7 @@ def test_what_cannot_be_is_named(
 
         need_engine("gguf")
     with pytest.raises(error) as caught:
-        export(str(foreign("llama", "sigmoid", "fp32")[0]), tmp_path / "out", **options)
+        export(str(foreign(NO_FAMILY, "sigmoid", "fp32")[0]), tmp_path / "out", **options)
     assert said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +341,7 @@ def test_without_optimum_its_extra_is_named(
 ) -> None:
     monkeypatch.setattr("edge_prm.extras._installed", lambda name: "optimum" not in name)
     with pytest.raises(UnsupportedArchitectureError, match=r"other decoders with optimum .*edge-prm\[optimum\]"):
-        export(str(foreign("llama", "sigmoid", "fp32")[0]), tmp_path / "out")
+        export(str(foreign(NO_FAMILY, "sigmoid", "fp32")[0]), tmp_path / "out")
 
 
 def test_data_outside_the_graph_is_brought_along(
@@ -334,7 +362,7 @@ def test_data_outside_the_graph_is_brought_along(
         onnx.save_model(model, str(target / "model.onnx"), location="model.onnx_data", **options)
 
     monkeypatch.setattr(way, "_trace", trace_outside)
-    folder = export(str(source), tmp_path / "out", reduce_range=kernels_saturate())
+    folder = export(str(source), tmp_path / "out", reduce_range=kernels_saturate(), exporter="optimum")
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in expected.iterdir())
     found = []
     for bundle in (expected, folder):

@@ -30,6 +30,7 @@ from tiny import CHAT_TEMPLATE
 
 from edge_prm.errors import CheckpointError
 from edge_prm.manifest import read_manifest
+from edge_prm_export.checkpoint.config import FAMILIES
 
 traced_once = pytest.fixture(scope="module", autouse=True)(trace_once)
 tiny_llama = pytest.fixture(scope="module")(write_llamas)
@@ -62,11 +63,11 @@ def test_rewards_are_those_of_plain_transformers_or_refused(model: str, head: st
     assert rewards.std() > 0.004  # a difference would show
     assert ((rewards > 1e-3) & (rewards < 1 - 1e-3)).mean() > 0.5
     assert_same(of_reference(source, head, tmp_path), expected)
-    exporters = ("native", "optimum") if model == "qwen2" else ("auto",)
+    exporters = ("auto", "optimum") if model in FAMILIES else ("auto",)
     for exporter in exporters:
         assert_same(of_bundle(source, head, tmp_path / exporter, exporter), expected)
         backend = read_manifest(tmp_path / exporter).backend
-        assert backend == ("onnx" if exporter == "native" else "optimum")
+        assert backend == ("onnx" if model in FAMILIES and exporter == "auto" else "optimum")
 
 
 # conventions of tokenizers

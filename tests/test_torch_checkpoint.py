@@ -21,6 +21,7 @@ from plain_transformers import (
     torch,
     trace_once,
     write_llamas,
+    write_no_family,
     write_tiny,
 )
 from tiny import set_config
@@ -30,6 +31,7 @@ from edge_prm.manifest import read_manifest
 
 traced_once = pytest.fixture(scope="module", autouse=True)(trace_once)
 tiny_llama = pytest.fixture(scope="module")(write_llamas)
+no_family = pytest.fixture(scope="module")(write_no_family)
 
 # configs and weights
 
@@ -139,9 +141,9 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
     ],
 )
 def test_weights_are_complete_or_refused(
-    tiny_llama: Callable[[str], Path], tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str, head: str
+    no_family: Callable[[str], Path], tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str, head: str
 ) -> None:
-    source = _edit_weights(tiny_llama(head), tmp_path / "source", edit)
+    source = _edit_weights(no_family(head), tmp_path / "source", edit)
     refused_by_both(source, head, tmp_path, said)
 
 

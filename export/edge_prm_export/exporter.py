@@ -68,7 +68,8 @@ def export(
     after checkpoint and recipe. `reduce_range`: 7-bit weights, for processors whose 8-bit kernels saturate. `gguf`: a
     bundle for llama.cpp; `gguf_type` is one of its types in place of a recipe, `rotate` rotates the residual stream
     before quantization (by default both ways are tried, and what is closer to full precision is kept). `exporter`:
-    `native` writes Qwen2 without torch, `optimum` other decoders with it; `auto` takes the native one where it can.
+    `native` writes Qwen2, Qwen3, Llama and Mistral without torch, `optimum` any decoder with it; `auto` takes the
+    native one where it can.
 
     `format`: the name of the checkpoint's convention, a key of `checkpoint.conventions.CONVENTIONS`; without it the
     checkpoint's head decides. The next options override its pieces. `token_pair`: (good, bad), pieces of the vocabulary

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
-from edge_prm_export.checkpoint.loadable import longest_context
+from edge_prm_export.checkpoint.loadable import for_transformers_4, longest_context
 
 Config = Mapping[str, Any]
 
@@ -21,6 +21,7 @@ HEAD_DIM_STEP = 16
 """ONNX Runtime's GroupQueryAttention takes heads whose size is a multiple of this."""
 _CLASS_DEFAULTS: dict[str, Config] = {"qwen3": {"head_dim": 128}, "mistral": {"sliding_window": 4096}}
 """What transformers takes for fields that a config leaves out, where that is not what follows from other fields."""
+_KNOWN_ROPE = "plain rotary embeddings and llama3 scaling"
 DEFAULT_THETA = 10000.0
 """rope_theta of a config that has none: the value of the RoFormer paper, and of transformers."""
 
@@ -130,6 +131,7 @@ def read_spec(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
 
 def _plain(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
     """What all families have in common: no bias, full attention, SiLU."""
+    _check_classes(config, name)
     if config.get("use_sliding_window"):
         raise UnsupportedArchitectureError(name, "sliding-window attention", "full attention")
     if config.get("hidden_act", "silu") != "silu":
@@ -146,8 +148,11 @@ def _plain(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
 
 
 def _qwen2(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
-    """Qwen2 and Qwen2.5: queries, keys and values have a bias, whatever `attention_bias` says."""
-    return replace(_plain({**config, "attention_bias": False}, shapes, name), qkv_bias=True)
+    """Qwen2 and Qwen2.5: queries, keys and values have a bias, whatever `attention_bias` says.
+
+    Judges of this family name code of their own (`Qwen2ForProcessRewardModel`), for a head on a plain decoder.
+    """
+    return replace(_plain({**config, "attention_bias": False, "auto_map": None}, shapes, name), qkv_bias=True)
 
 
 def _qwen3(config: Config, shapes: Shapes, name: str) -> DecoderSpec:
@@ -174,20 +179,48 @@ FAMILIES: dict[str, Callable[[Config, Shapes, str], DecoderSpec]] = {
 """model_type -> its spec. Other decoders go through optimum."""
 
 
+_PLAIN_CLASSES = (
+    "model",
+    "forcausallm",
+    "fortokenclassification",
+    "forsequenceclassification",
+    "forprocessrewardmodel",
+)
+"""How the names of classes end that are a plain decoder and a head, small; they begin with the model_type."""
+
+
+def _check_classes(config: Config, name: str) -> None:
+    """CheckpointError for a model that is defined by code of its own, which is never run."""
+    custom = config.get("auto_map")
+    for auto_class, place in custom.items() if isinstance(custom, dict) else ():
+        for reference in place if isinstance(place, (list, tuple)) else (place,):
+            model = str(reference).rpartition(".")[2].lower()
+            plain = model.removeprefix(str(config.get("model_type"))) in _PLAIN_CLASSES
+            if auto_class.startswith("AutoModel") and not plain:
+                raise CheckpointError(
+                    f"checkpoint {name}: config.json's auto_map asks for code of its own ({reference}), which edge-prm "
+                    "never runs, and what it computes is not known"
+                )
+
+
 def _rope(config: Config, name: str) -> Rope:
-    """The rotary embedding: fields of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or parameters
-    for field, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if not isinstance(value, dict):
-            raise UnsupportedArchitectureError(name, f"{field} {value!r}", "plain rotary embeddings and llama3 scaling")
-    theta = float(config.get("rope_theta") or parameters.get("rope_theta") or DEFAULT_THETA)
+    """The rotary embedding: fields of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+
+    CheckpointError where both are there and disagree.
+    """
+    for field in ("rope_parameters", "rope_scaling"):
+        if config.get(field) and not isinstance(config[field], dict):
+            raise UnsupportedArchitectureError(name, f"{field} {config[field]!r}", _KNOWN_ROPE)
+    config = for_transformers_4(config, name)
+    scaling = config.get("rope_scaling") or {}
+    theta = float(config.get("rope_theta") or DEFAULT_THETA)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return Rope(theta)
     if kind != "llama3":
-        where = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-        raise UnsupportedArchitectureError(name, f"{where} {scaling!r}", "plain rotary embeddings and llama3 scaling")
+        raise UnsupportedArchitectureError(
+            name, f"rope_scaling {scaling!r}", "plain rotary embeddings and llama3 scaling"
+        )
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     if low == high:
         raise ValueError(f"low_freq_factor and high_freq_factor are both {low}")

@@ -1,6 +1,6 @@
 """Orthogonal rotations that spread outliers, so that eight bits are enough.
 
-RMSNorm commutes with a rotation once its weight is folded into the linears behind it, so the whole residual stream can
+RMSNorm commutes with a rotation once its weight is folded into the linear layers after it, so the residual stream can
 be rotated at export at no cost at run time (QuaRot, arxiv.org/abs/2404.00456; SpinQuant, arxiv.org/abs/2405.16406). A
 Hadamard rotation leaves every row of a normed activation close to a Gaussian: on Qwen2.5-1.5B no value passed 5.1 times
 the row's rms, where a random orthogonal matrix of the same size leaves spikes.
@@ -34,7 +34,7 @@ class Rotation:
     def apply(self, rows: Array) -> Array:
         """Rotate the last axis of `rows` `[..., size]`.
 
-        In float32: sums of some hundred products are exact to 1e-7 of the row, and eight bits tell 4e-3 apart.
+        In float32: sums of some hundred products are exact to 1e-7 of the row, and eight bits resolve 4e-3.
         """
         if self.identity:
             return rows
@@ -45,14 +45,14 @@ class Rotation:
 
 
 def rotate_blocks(rows: Array, block: int) -> Array:
-    """Rotate each run of `block` values of the last axis by the Hadamard matrix of that order."""
+    """Rotate each group of `block` values of the last axis by the Hadamard matrix of that order."""
     shape = rows.shape
     return (rows.reshape(-1, block) @ hadamard(block).astype(rows.dtype)).reshape(shape)
 
 
-def block_size(width: int, most: int = 64) -> int:
-    """Return the largest power of two, `most` at most, that divides `width`."""
-    return min(most, width & -width)
+def block_size(width: int, limit: int = 64) -> int:
+    """Return the largest power of two, `limit` at most, that divides `width`."""
+    return min(limit, width & -width)
 
 
 def orthogonal(order: int) -> npt.NDArray[np.float64]:

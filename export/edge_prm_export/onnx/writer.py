@@ -1,4 +1,4 @@
-"""An ONNX graph written node by node, its weights streamed to one external file as they come."""
+"""An ONNX graph written node by node, its weights streamed to one external file as they arrive."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ class WeightFile:
         return start
 
     def close(self) -> FileEntry:
+        """Write everything to the disk and close the file; returns its hash and size."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return FileEntry(self._digest.hexdigest(), self._offset)
 
     def abort(self) -> None:
+        """Close the file as it is; nothing happens to one that is closed."""
         self._file.close()
 
 
@@ -61,10 +63,12 @@ class GraphWriter:
         self._outputs: list[Any] = []
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> str:
+        """Add an input of the graph and return its name; a string in `shape` names a size that varies."""
         self._inputs.append(_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: Any, shape: Sequence[int | str]) -> None:
+        """Add an output of the graph; a node must give it."""
         self._outputs.append(_value_info(name, dtype, shape))
 
     def constant(self, name: str, value: Any, dtype: Any) -> str:

@@ -1,6 +1,6 @@
 """optimum's graph of a language model -> graph of a PRM: its last multiplication cut off, our head and recipe put in.
 
-What optimum exports ends in logits. Cut behind the final norm, only read positions go on, into the reward head; what
+What optimum exports ends in logits. Cut after the final norm, only read positions go on, into the reward head; what
 led to logits alone falls away. Of a token pair, the two logits are kept with all that the model does to them. Under
 `int8`, every multiplication with a weight becomes one of integers (rows spread in blocks, a scale for each row: see
 linears.py), those of one input quantize it once; the embedding is held in int8. Everything else is optimum's, node for
@@ -34,7 +34,7 @@ _ROWS, _LIKE_BEFORE = "edge_prm.rows", "edge_prm.shape"
 
 
 class Rewriter:
-    """Copies a loaded model (its weights still on disk, beside `folder`) into a GraphWriter."""
+    """Copies a loaded model (its weights still on disk, in `folder`) into a GraphWriter."""
 
     def __init__(self, model: Any, folder: Path, name: str) -> None:
         self._folder = folder

@@ -1,7 +1,7 @@
 """A checkpoint in torch, loaded by transformers: complete, or refused with the names of what is missing.
 
 transformers fills missing tensors with random numbers and drops those that it does not know, both without an error.
-Used for what only torch can do: to trace other decoders than Qwen2, and to score in full precision.
+Used for what only torch can do: to trace decoders of no known family, and to score in full precision.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_causal_lm(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "c
 
 
 def load_decoder(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu") -> Any:
-    """The decoder without an output matrix: its `last_hidden_state` is behind the final norm."""
+    """The decoder without an output matrix: its `last_hidden_state` is after the final norm."""
     import transformers
 
     # Some checkpoints' names are understood by one of the two only.
@@ -184,7 +184,7 @@ class OwnTokenizer:
         with quiet():
             theirs = _read(self._tokenizer, self._form, trajectory, self._answer if self._turns else None)
         ours = list(ids)
-        if self._turns or self._form.format == "template":  # behind what is read last, it goes on
+        if self._turns or self._form.format == "template":  # theirs goes on after what is read last
             theirs = theirs[: len(ours)]
         if theirs == ours:
             return ""

@@ -1,4 +1,4 @@
-"""Checkpoints that the native exporter does not know, through optimum: Llama, Mistral, Qwen3 and other decoders.
+"""Checkpoints of no family that the native exporter knows, through optimum: Gemma, Phi, OLMo and other decoders.
 
 optimum traces the model with torch, so this is work for a workstation; the bundle needs neither. Its golden rewards
 come from the checkpoint in torch fp32.
