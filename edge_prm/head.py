@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edge_prm.arrays import AnyFloat, Float32
 
 Layers: TypeAlias = "tuple[tuple[Float32, Float32], ...]"
@@ -84,16 +82,26 @@ class Head:
         """
         import numpy as np
 
-        return np.array([_reward(self.layers, row) for row in hidden], dtype=np.float32)
+        return np.array([_sigmoid(np.float64(_logits(self.layers, row))) for row in hidden], dtype=np.float32)
+
+    def apply_to_all(self, hidden: Float32) -> Float32:
+        """As `apply`, in one product over all rows and float32 throughout: for a full-precision run that reads every
+        token of its texts. The last bits of a reward depend on how many rows are read."""
+        return _sigmoid(_logits(self.layers, hidden))
 
 
-def _reward(layers: Sequence[tuple[AnyFloat, AnyFloat]], hidden: AnyFloat) -> np.float64:
-    """The reward of one hidden state `[hidden]`; softmax over two outputs is the sigmoid of their difference."""
+def _logits(layers: Sequence[tuple[AnyFloat, AnyFloat]], hidden: AnyFloat) -> AnyFloat:
+    """Logits `[...]` of hidden states `[..., hidden]`; softmax over two outputs is the sigmoid of their difference."""
     import numpy as np
 
     values = hidden
     for index, (weight, bias) in enumerate(layers):
-        values = weight @ (np.maximum(values, 0) if index else values) + bias
-    logit = np.float64(values[0] if len(values) == 1 else values[1] - values[0])
+        values = (np.maximum(values, 0) if index else values) @ weight.T + bias
+    return values[..., 0] if values.shape[-1] == 1 else values[..., 1] - values[..., 0]
+
+
+def _sigmoid(logits: Any) -> Any:
+    import numpy as np
+
     with np.errstate(over="ignore"):  # exp may be infinite; the result is then 0, which is right
-        return np.float64(1 / (1 + np.exp(-logit)))
+        return 1 / (1 + np.exp(-logits))

@@ -58,6 +58,14 @@ def test_the_bits_of_a_reward_do_not_depend_on_how_many_rows_are_read(kind: str)
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_all_rows_at_once_give_the_same_rewards_but_for_rounding(kind: str) -> None:
+    head, hidden = random_head(kind), hidden_states(200)
+    together = head.apply_to_all(hidden)
+    assert together.dtype == np.float32
+    assert np.abs(together - head.apply(hidden)).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", HEADS)
 def test_large_outputs_are_0_or_1_without_a_warning(kind: str) -> None:
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         rewards = random_head(kind, scale=1e4).apply(hidden_states(20))

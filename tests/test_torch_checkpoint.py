@@ -90,7 +90,7 @@ def test_rope_parameters_of_transformers_5_are_understood(
         ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "says rope_scaling"),
         (
             {"rope_theta": None, "rope_parameters": {"a": {"rope_theta": 1.0}, "b": {"rope_theta": 2.0}}},
-            "differ by kind",
+            "differ by type of layer",
         ),
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 1.0, "mscale": 2}}, "mscale"),
         ({"rope_parameters": "default"}, "not an object"),

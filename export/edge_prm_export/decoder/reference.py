@@ -53,7 +53,7 @@ class ReferenceRun:
         """Rewards of one text at its read positions, after the last layer."""
         rows = self._state[self._bounds[text] + np.array(read_at)]
         norm = self._source.tensor(tensor_name(FINAL_NORM), *tensor_shape(self._spec, FINAL_NORM))
-        return head.apply(self._rms(rows) * norm).tolist()
+        return head.apply_to_all(self._rms(rows) * norm).tolist()
 
     def _rms(self, rows: AnyFloat) -> AnyFloat:
         return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(self._spec.eps))

@@ -109,7 +109,7 @@ def _references(model: Any, job: ExportJob) -> list[list[float]]:
                 rewards.append(logits.softmax(-1)[:, 1].tolist())
             else:
                 states = decoder(ids, use_cache=False).last_hidden_state[0, read_at]
-                rewards.append(head.apply(states.numpy()).tolist())
+                rewards.append(head.apply_to_all(states.numpy()).tolist())
             advance(1)
     return rewards
 
