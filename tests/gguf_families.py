@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import set_config, write_reward_head, write_tokenizer
+from tiny import CHAT_TEMPLATE, set_config, write_reward_head, write_tokenizer
 
 REASON = 'the other side of these tests is transformers: pip install "edge-prm[optimum]"'
 torch = pytest.importorskip("torch", reason=REASON)
@@ -81,7 +81,7 @@ def write_family(folder: Path, family: str, head: str = "sigmoid", **own: Any) -
 
 def write_tokenizer_of(folder: Path, family: str) -> None:
     """tokenizer.json and its settings, as a family has them."""
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
     path = folder / "tokenizer.json"
     if family == "mistral":
         write_sentencepiece(path)
@@ -121,7 +121,7 @@ def write_sentencepiece(path: Path, *, normalizer: str = "legacy") -> Path:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>", "<extra_0>")]
     )
     tokenizer.save(str(path))
     return path

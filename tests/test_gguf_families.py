@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -36,6 +35,7 @@ from tiny import opened, write_tokenizer  # noqa: E402
 import edge_prm  # noqa: E402
 from edge_prm.backends.gguf.checks import read_head  # noqa: E402
 from edge_prm.backends.gguf.layout import LAYOUTS  # noqa: E402
+from edge_prm.backends.gguf.llama_cpp import capture_log  # noqa: E402
 from edge_prm.encode import Encoder  # noqa: E402
 from edge_prm.errors import BundleIntegrityError, UnsupportedArchitectureError  # noqa: E402
 from edge_prm.manifest import read_manifest  # noqa: E402
@@ -212,8 +212,8 @@ class _Vocabulary:
         self._llama = llama_cpp
         options = llama_cpp.llama_model_default_params()
         options.vocab_only = True
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p())
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
+        with capture_log():
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
 
     def ids(self, text: str) -> list[int]:
