@@ -64,6 +64,15 @@ def test_pages_of_the_site_link_to_pages_of_the_site_only(path: Path) -> None:
     assert all((path.parent / file).resolve().is_relative_to(DOCS) for file, _ in links(path) if file)
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(path: Path) -> None:
+    rows = 0
+    for line in without_code(path.read_text(encoding="utf-8")).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0  # GitHub reads a | in code as an end
+        assert not (rows and cells) or cells == rows, line
+        rows = cells
+
+
 def test_every_page_is_in_the_navigation_and_on_the_index() -> None:
     listed = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in PAGES)
