@@ -129,7 +129,7 @@ def test_the_same_holds_for_full_precision_by_optimum(manifest_for: Callable, mo
     texts = [("Q", ("a",), Text())]
     for recipe, refused_ in (("fp32", True), ("int8", False)):
         manifest = manifest_for(backend="optimum", recipe=Recipe(recipe))
-        written = golden.Written(manifest.recipe, {}, [[0.5]], reference="torch fp32")
+        written = golden.ExportResult(manifest.recipe, {}, [[0.5]], reference="torch fp32")
         monkeypatch.setattr(golden, "_bundle_rewards", lambda *_: [[0.7]])
         if refused_:
             with pytest.raises(CheckpointError, match=r"0\.2000 from torch fp32"):
