@@ -24,7 +24,7 @@ COMMAND_LINE = (DOCS / "command-line.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PACKAGES = ("edge_prm", "export", "bench")
 """Folders of the tree that are described down to the last one; the others are one line each."""
-FOREIGN = {"--resolution", "--evaluate"}
+FOREIGN = {"--resolution", "--evaluate", "--folder"}
 """Options of other programs that the documents show."""
 
 
@@ -149,6 +149,13 @@ def test_the_page_of_the_api_has_the_arguments_of_each_method(method: str) -> No
     assert names == [name for name in inspect.signature(getattr(edge_prm.PRM, method)).parameters if name != "self"]
 
 
+def test_the_page_of_the_api_has_the_arguments_of_load() -> None:
+    written = re.search(r"^`edge_prm\.load\((.*?)\) -> PRM`", API, re.MULTILINE)
+    assert written
+    names = re.findall(r"(\w+)(?:=[^,]+)?(?:,|$)", written[1])
+    assert names == list(inspect.signature(edge_prm.load).parameters)
+
+
 def test_the_table_of_errors_is_the_tree_of_errors() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", API.split("## Errors")[1], re.MULTILINE))
     found = {
@@ -187,15 +194,11 @@ def test_the_tree_is_the_tree_on_the_disk() -> None:
         assert not missing, f"not in the tree of CONTRIBUTING.md: {sorted(missing)}"
 
 
-def test_every_file_that_contributing_and_the_architecture_name_exists() -> None:
-    for path in (ROOT / "CONTRIBUTING.md", DOCS / "architecture.md"):
-        named = re.findall(
-            r"`((?:edge_prm|export|bench|tests|docs|examples|benchmarks|\.ci)/[\w./-]*)`",
-            path.read_text(encoding="utf-8"),
-        )
-        assert named
-        for file in named:
-            assert (ROOT / file).exists(), f"{path.name} names {file}"
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name)
+def test_every_file_of_the_repository_that_a_document_names_exists(path: Path) -> None:
+    folders = "edge_prm|export|bench|tests|docs|examples|benchmarks|\\.ci"
+    for file in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*)", path.read_text(encoding="utf-8")):
+        assert (ROOT / file.rstrip(".")).exists(), f"{name(path)} names {file}"
 
 
 def test_each_row_of_the_table_of_extensions_names_a_symbol_that_is_in_its_file() -> None:
