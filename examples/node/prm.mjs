@@ -3,8 +3,9 @@
 //   const prm = await PRM.load("prm-int8");
 //   await prm.score("What is 2 + 3 * 4?", ["3 * 4 = 12", "2 + 12 = 14"]); // -> [0.98, 0.97]
 //
-// It reads bundles of the `raw` input format (ReasonFlux-PRM: a sigmoid head). The rewards are the same bits as
-// Python's with one version of ONNX Runtime on one machine.
+// It reads bundles of the `raw` input format (ReasonFlux-PRM: a sigmoid head). Text is tokenized and steps are placed as
+// edge_prm/encode.py does it; the rules of the engine are those of edge_prm/backends/onnx/native.py. This short version
+// does not verify the hashes of the bundle: `edge-prm check` does.
 
 import { readFile } from "node:fs/promises";
 import path from "node:path";
@@ -23,8 +24,9 @@ export class PRM {
     const [manifest, tokenizer] = await Promise.all(
       ["edge_prm.json", "tokenizer.json"].map(async (name) => JSON.parse(await readFile(path.join(folder, name), "utf8"))),
     );
-    if (manifest.backend !== "onnx" || manifest.input.format !== "raw") {
-      throw new Error(`${folder} is a ${manifest.backend} bundle with ${manifest.input.format} input; give an ONNX bundle with raw input`);
+    const engine = manifest.recipe.engine ?? manifest.backend; // bundles of format 2 and older call it `backend`
+    if (engine !== "onnx" || manifest.input.format !== "raw") {
+      throw new Error(`${folder} is for ${engine}, with ${manifest.input.format} input; give an ONNX bundle with raw input`);
     }
     const session = await ort.InferenceSession.create(path.join(folder, "model.onnx"), { intraOpNumThreads: threads });
     return new PRM(manifest, new StepEncoder(manifest, tokenizer), session);

@@ -8,7 +8,9 @@ is kept, and the generator writes on from there.
 """
 
 import argparse
+import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 
 import edge_prm
@@ -18,6 +20,8 @@ WEAK_BELOW = 0.5
 WAYS = 4  # steps sampled in place of a weak one
 MOST_STEPS = 40
 SEED = 3
+TINY_GENERATOR = "edge-prm tiny generator"
+END_OF_ANSWER = re.compile(r"(?:The answer is|Answer:) \d+\.?")
 
 Writer = Callable[[list[str]], Iterator[tuple[str, bool]]]
 """Goes on after the given steps: yields (step, whether it is the last one) until it is closed."""
@@ -47,10 +51,10 @@ def best_branch(session: edge_prm.Session, write: Writer) -> tuple[edge_prm.Sess
     """Sample several next steps, each on a branch of the session; return the best branch and whether it is at an end."""
     branches = []
     for _ in range(WAYS):
-        step, last = next(write(list(session.steps)))
-        branch = session.branch()  # shares what is computed already
-        branch.push(step, last=last)
-        branches.append((branch, last))
+        for step, last in itertools.islice(write(list(session.steps)), 1):  # its first step, if it has any
+            branch = session.branch()  # nothing is computed again
+            branch.push(step, last=last)
+            branches.append((branch, last))
     session.close()
     branches.sort(key=lambda pair: pair[0].rewards[-1])
     best, last = branches.pop()
@@ -78,6 +82,7 @@ def llama_writer(file: str, problem: str) -> Writer:
     llama = llama_cpp.Llama(file, n_ctx=1024, seed=SEED, verbose=False)
     formatter = Jinja2ChatFormatter(llama.metadata["tokenizer.chat_template"], eos_token="", bos_token="")
     prompt = formatter(messages=[{"role": "user", "content": problem}]).prompt
+    tiny = llama.metadata.get("general.name") == TINY_GENERATOR
 
     def write(steps: list[str]) -> Iterator[tuple[str, bool]]:
         # The answer so far is a part of the prompt, so that the model goes on with it. llama-cpp-python keeps the
@@ -88,6 +93,10 @@ def llama_writer(file: str, problem: str) -> Writer:
             written += chunk["choices"][0]["text"]
             *complete, written = written.split("\n\n")
             for step in filter(str.strip, complete):
+                # The tiny generator never learned to end a text, so its answer is the last step.
+                if tiny and (answer := END_OF_ANSWER.match(step)):
+                    yield answer.group(), True
+                    return
                 yield step, False
         if written.strip():
             yield written, True
