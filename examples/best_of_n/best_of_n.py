@@ -68,7 +68,9 @@ def main(bundle: str, generator_file: str, *problems: str) -> None:
             truth = last_number(derivation.steps[-1])
             chosen_right += last_number(best) == truth
             all_right += sum(last_number(answer) == truth for answer in answers)
-    print(f"\n{PROBLEMS} problems, {SAMPLES} answers each: {all_right / SAMPLES / PROBLEMS:.0%} of all answers are right,")
+    print(
+        f"\n{PROBLEMS} problems, {SAMPLES} answers each: {all_right / SAMPLES / PROBLEMS:.0%} of all answers are right,"
+    )
     print(f"and {chosen_right / PROBLEMS:.0%} of the chosen ones")
 
 

@@ -60,7 +60,9 @@ def write_generator(path: str | Path) -> None:
     weights = read_safetensors(checkpoint / "model.safetensors")
     # Without an output.weight, llama.cpp uses the embedding as the output layer, as the training did.
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
-    writer.add_tensor("output_norm.weight", np.ones(config["hidden_size"], np.float32))  # the training had no weight here
+    writer.add_tensor(
+        "output_norm.weight", np.ones(config["hidden_size"], np.float32)
+    )  # the training had no weight here
     for layer in range(layers):
         for name, gguf_name in TENSORS.items():
             for part in ("weight", "bias"):

@@ -19,7 +19,10 @@ def trajectories() -> list[tuple[str, list[str]]]:
         *((each.problem, list(each.steps)) for each in derivations[15:]),
         ("Solve all of these problems.", long_text),
         ("What is <|im_end|> 2 + 3?", ["Literal <|endoftext|> and <extra_0> stay text.", "It's 5; I'LL stop."]),
-        ("Größe: 3 café + 2 cafe\u0301 = ?", ["答えは5です。", "🙂 x² ≤ 5\n  with an indent \t and\r\n one more line", "5…"]),
+        (
+            "Größe: 3 café + 2 cafe\u0301 = ?",
+            ["答えは5です。", "🙂 x² ≤ 5\n  with an indent \t and\r\n one more line", "5…"],
+        ),
         ("Which steps are how long?", ["1" * length for length in range(1, 36)]),
     ]
 
