@@ -21,7 +21,7 @@ from test_imports import loaded_after
 from tiny import FAMILIES, LLAMA3_SCALING, opened, set_config, write_checkpoint
 
 import edge_prm
-from edge_prm.backends import Model, load_model
+from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.bundle import open_bundle
 from edge_prm.encode import Encoder
 from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
@@ -128,7 +128,7 @@ def int8_model(
     request: pytest.FixtureRequest, family_checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
     folder = exported(family_checkpoint(request.param), tmp_path_factory.mktemp("int8") / "out", "int8")
-    loaded = load_model(open_bundle(folder), "auto", 1, "auto")
+    loaded = load_model(open_bundle(folder), EngineOptions(1))
     yield loaded
     loaded.close()
 
@@ -182,7 +182,7 @@ def test_heads_of_any_size_are_computed(
     source = write_checkpoint(tmp_path / "source", tokenizer, "sigmoid", "fp32", family=family, head_dim=head_dim)
     expected = transformers_rewards(source, "sigmoid")(IDS, list(range(LENGTH)))
     for recipe, limit in (("fp32", 1e-5), ("int8", 0.15)):  # the largest of 70 differences, of a sharp random model
-        model = load_model(open_bundle(exported(source, tmp_path / recipe, recipe)), "auto", 1, "auto")
+        model = load_model(open_bundle(exported(source, tmp_path / recipe, recipe)), EngineOptions(1))
         assert np.abs(model.start().extend(IDS, range(LENGTH)) - expected).max() <= limit
         model.close()
 

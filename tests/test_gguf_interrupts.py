@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import need_engine
 
-from edge_prm.backends import Backend, Model, load_model
+from edge_prm.backends import Backend, EngineOptions, Model, load_model
 from edge_prm.backends.gguf import sequences as limits
 from edge_prm.backends.gguf.context import Context
 from edge_prm.backends.guest import Guest
@@ -36,6 +36,8 @@ def interruptible() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, also where pytest runs in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a test that failed, one may still come
+    time.sleep(0.3)
     signal.signal(signal.SIGINT, before)
 
 
@@ -95,7 +97,7 @@ def small(bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> It
     need_engine("gguf")
     monkeypatch.setattr(limits, "FIRST_CELLS", 512)
     monkeypatch.setattr(limits, "FIRST_SEQUENCES", 2)
-    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), "auto", 1, "cpu")
+    model = load_model(open_bundle(bundle_of("sigmoid", "f32")), EngineOptions(1, "cpu"))
     yield model
     model.close()
 
@@ -175,5 +177,6 @@ def test_interrupts_at_any_moment_leave_a_model_that_can_be_used(small: Model) -
             count += 1
         with contextlib.suppress(KeyboardInterrupt):
             timer.join()
+            time.sleep(0.005)
         assert reward(trunk) == pytest.approx(expected, abs=TOLERANCE)
     assert count > 20

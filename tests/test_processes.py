@@ -658,7 +658,7 @@ def test_an_engine_takes_the_cores_of_its_process(demo: Path) -> None:
     code = (
         "import os, sys\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nimport edge_prm\n"
         "from edge_prm.cores import usable_cores\nassert usable_cores() == 1\nmodel = edge_prm.load(sys.argv[1]).model\n"
-        "if sys.argv[1].endswith('gguf'): assert model._threads == 1\n"
+        "if sys.argv[1].endswith('gguf'): assert model._context._threads == 1\n"
         "else: assert model._session.engine.get_session_options().intra_op_num_threads == 1"
     )
     done = python(code, demo)

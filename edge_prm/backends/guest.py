@@ -21,11 +21,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from edge_prm.backends.worker import Worker
 from edge_prm.errors import BackendError, BundleIntegrityError
 
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ class Guest:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="edge-prm engine")
+        self._worker = Worker("edge-prm engine")
 
     @property
     def at_home(self) -> bool:
@@ -66,7 +67,7 @@ class Guest:
             return call()
         try:
             try:
-                future = self._pool.submit(call)
+                future = self._worker.submit(call)
             except RuntimeError:  # at interpreter exit there are no new threads
                 return call()
             return future.result()
@@ -86,19 +87,24 @@ class Guest:
         if threading.current_thread() is not threading.main_thread():
             return change.make()
         try:
-            future = self._pool.submit(change.make)
+            future = self._worker.submit(change.make)
         except RuntimeError:  # at interpreter exit, or after `close`, there are no new threads
             return change.make()
-        try:
-            return future.result()
-        except BaseException:
-            if not change.cancel():
-                _wait_for(future)
-            raise
+        pending: BaseException | None = None
+        while True:  # through further interrupts
+            try:
+                if pending is None or not change.cancel():
+                    wait([future])
+                break
+            except BaseException as error:
+                pending = pending or error
+        if pending is not None:
+            raise pending
+        return future.result()
 
     def close(self) -> None:
         """End the thread, once it has nothing to do."""
-        self._pool.shutdown(wait=False)
+        self._worker.close()
 
 
 class _Change(Generic[Result]):
@@ -119,13 +125,6 @@ class _Change(Generic[Result]):
     def cancel(self) -> bool:
         """Whether the call will not be made; False when it has begun."""
         return self._claim.acquire(blocking=False)
-
-
-def _wait_for(future: Future[Any]) -> None:
-    """Wait until a call has ended, through further interrupts."""
-    while not future.done():
-        with contextlib.suppress(BaseException):
-            wait([future])
 
 
 class WeightFiles:
