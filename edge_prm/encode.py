@@ -13,8 +13,9 @@ import numpy as np
 
 from edge_prm.arrays import Int64
 from edge_prm.errors import BundleIntegrityError, ContextLengthError, InputError
+from edge_prm.input_format import InputFormat
 from edge_prm.literal import open_literal
-from edge_prm.manifest import InputFormat, Manifest
+from edge_prm.manifest import Manifest
 from edge_prm.trajectory import Trajectory
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -162,7 +163,7 @@ class Encoder:
         return np.array(encoding.ids, dtype=np.int64), starts
 
     def _check_refused(self, trajectory: Trajectory) -> None:
-        for marker in self._format.refused:
+        for marker in self._format.chat.refused:
             steps = [(f"step {index}", step.text) for index, step in enumerate(trajectory.steps)]
             for place, text in [("prompt", trajectory.prompt), *steps]:
                 if marker in text:
@@ -266,18 +267,18 @@ def _texts(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list
 def _trimmed(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
     """Prompt and steps without the white space that the chat template takes off the messages that they are in."""
     prompt, steps = trajectory.prompt, [step.text for step in trajectory.steps]
-    if not input_format.trim_user and not input_format.trim_assistant:
+    if not input_format.chat.trim_user and not input_format.chat.trim_assistant:
         return prompt, steps
     if input_format.format == "template":  # the prompt is a message, and all steps are another
-        return trim(prompt, input_format.trim_user), [
-            _trim_side(steps[0], input_format.trim_assistant, "left"),
+        return trim(prompt, input_format.chat.trim_user), [
+            _trim_side(steps[0], input_format.chat.trim_assistant, "left"),
             *steps[1:],
         ]
     # each step is a message of the user; the first begins with the prompt
-    first = _trim_side(steps[0], input_format.trim_user, "right")
-    return _trim_side(prompt, input_format.trim_user, "left"), [
+    first = _trim_side(steps[0], input_format.chat.trim_user, "right")
+    return _trim_side(prompt, input_format.chat.trim_user, "left"), [
         first,
-        *(trim(step, input_format.trim_user) for step in steps[1:]),
+        *(trim(step, input_format.chat.trim_user) for step in steps[1:]),
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError
+from edge_prm.input_format import InputFormat
 from edge_prm.manifest_checks import TRIMS as TRIMS
 from edge_prm.manifest_checks import check_manifest
 from edge_prm.manifest_json import FORMAT_VERSION as FORMAT_VERSION
@@ -52,48 +53,6 @@ class HeadSpec:
     kind: str
     default_aggregate: str = "last"
     tokens: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """How prompt and steps become token ids; a checkpoint's conventions are data, never code.
-
-    `raw`: one string, prompt and completion with nothing between them; a step is read at the token that closes it.
-    `template`: before + prompt + between + (step + separator token)...; a step is read at its separator token.
-    `pieces`: before + prompt + between, steps and separators, each tokenized by itself; a step is read at its
-    separator's last token.
-    `tagged`: before + prompt + between + (step + separator) with `after` between them, one run of text but for special
-    tokens in these pieces; a step is read at the token that ends its separator.
-
-    `trim_user` and `trim_assistant` (left, right, both or ""; left-newlines and so on for newlines only): white space
-    that the chat template takes off a message. The messages of a `template` are the prompt (user) and all steps
-    (assistant); of a `tagged` chat, each step is one of the user, and the first begins with the prompt. `refused`:
-    strings that the chat template would rewrite; a text that holds one is an InputError. `dated`: the date of the
-    export, when the chat template writes the date. `convention`: the name of the exporter's convention, or "custom".
-    """
-
-    format: str
-    separator: str
-    separator_id: int | None = None
-    before: str = ""
-    between: str = ""
-    after: str = ""
-    bos_id: int | None = None
-    trim_user: str = ""
-    trim_assistant: str = ""
-    refused: tuple[str, ...] = ()
-    dated: str = ""
-    convention: str = ""
-
-    @property
-    def separator_text(self) -> str | None:
-        """The text that closes a step in a completion made for this judge, such as `<extra_0>` or ` ки`.
-
-        None where it is blank lines (a raw text, TRL's newline), or the turns of a chat, which no completion holds.
-        """
-        if self.format == "raw" or not self.separator.strip() or (self.format == "tagged" and self.before):
-            return None
-        return self.separator
 
 
 @dataclass(frozen=True)
@@ -145,10 +104,14 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a bundle comes from: its checkpoint, and the edge-prm and the manifest format that wrote it."""
+    """Where a bundle comes from: its checkpoint, and the edge-prm and the manifest format that wrote it.
+
+    `convention`: the name of the exporter's convention for the checkpoint, or "custom"; "" before format 3.
+    """
 
     source: Source
     edge_prm_version: str
+    convention: str = ""
     format_version: int = FORMAT_VERSION
 
 

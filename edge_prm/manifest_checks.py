@@ -21,6 +21,7 @@ TRIMS = ("", *(f"{side}{what}" for side in ("left", "right", "both") for what in
 def check_manifest(manifest: Manifest) -> None:
     """ValueError for a value of the right type that no exporter writes."""
     architecture, form, head = manifest.architecture, manifest.input, manifest.head
+    trims = (form.chat.trim_user, form.chat.trim_assistant)
     for name in manifest.files:
         if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():  # not a file of the folder
             raise ValueError(f"file name {name!r}")
@@ -36,8 +37,8 @@ def check_manifest(manifest: Manifest) -> None:
         ("input format", form.format, form.format in INPUT_FORMATS),
         ("separator_id", form.separator_id, form.format != "template" or form.separator_id is not None),
         ("separator", form.separator, form.separator),
-        ("trim", (form.trim_user, form.trim_assistant), {form.trim_user, form.trim_assistant} <= {*TRIMS}),
-        ("refused", form.refused, all(form.refused)),
+        ("trim", trims, {*trims} <= {*TRIMS}),
+        ("refused", form.chat.refused, all(form.chat.refused)),
         ("token ids", ids, all(0 <= id_ < architecture.vocabulary for id_ in ids)),
         ("golden", manifest.golden, all(_equally_long(golden) for golden in manifest.golden)),
         *((name, size, size > 0) for name, size in sizes.items()),

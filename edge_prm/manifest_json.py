@@ -12,11 +12,13 @@ from edge_prm.recipe import RECIPES
 
 FORMAT_VERSION = 3
 """3: `recipe` holds engine, weights, devices and tolerances, and takes the place of `backend`; `fidelity` names its
-counts and limits in full. 2: `input` has trim_user, trim_assistant, refused and dated, and `fidelity` more, which a
-reader of format 1 does not know. In format 1, `source.sha256` was over samples of the weights, and is no hash to
-compare with a later one."""
+counts and limits in full; `input.chat` groups the rules of a chat template; `convention` is named. 2: `input` has these
+rules by themselves, and `fidelity` more, which a reader of format 1 does not know. In format 1, `source.sha256` was
+over samples of the weights, and is no hash to compare with a later one."""
 _RENAMED = {"rewards": "reward_count", "stream_tolerance": "incremental_tolerance"}
 """Fields of `fidelity` before format 3."""
+_CHAT = ("trim_user", "trim_assistant", "refused", "dated")
+"""Fields of `input` before format 3 that `input.chat` holds."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,14 @@ def upgraded(data: dict[str, Any], version: int) -> dict[str, Any]:
     """A manifest's JSON values with the fields of the current format; ValueError for a recipe that never was."""
     if version >= FORMAT_VERSION:
         return data
-    current = dict(data)
+    current = {"convention": "", **data}
     fidelity = current.get("fidelity")
     if isinstance(fidelity, dict):
         current["fidelity"] = {_RENAMED.get(name, name): value for name, value in fidelity.items()}
+    form = current.get("input")
+    if isinstance(form, dict):
+        chat = {name: form[name] for name in _CHAT if name in form}
+        current["input"] = {**{name: value for name, value in form.items() if name not in _CHAT}, "chat": chat}
     engine, old = current.pop("backend", None), typed(_OldRecipe, current.get("recipe"), "recipe.")
     if not isinstance(old, _OldRecipe) or not isinstance(engine, str) or (engine, old.name) not in RECIPES:
         raise ValueError(f"recipe {reprlib.repr(current.get('recipe'))} of backend {engine!r}")

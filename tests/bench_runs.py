@@ -12,7 +12,6 @@ import pytest
 from click.testing import Result
 from command_line import run
 
-from edge_prm.cli import main as cli
 from edge_prm.manifest import read_manifest
 from edge_prm.prm import load
 from edge_prm_bench.data import read_data
@@ -20,10 +19,6 @@ from edge_prm_bench.reference.file import Provenance, ReferenceWriter, Row, Scor
 
 PROBLEM = "Ada has 4 pens and buys 3 boxes of 2. How many pens?"
 LONG = "6 + 4 = 10. " * 30
-_suite: Any = cli.main.commands["bench"].commands["suite"]  # type: ignore[attr-defined]
-_json = next(parameter for parameter in _suite.params if "--json" in parameter.opts)
-AS_JSON = ("--json",) if _json.is_flag else ()
-TO_FILE = "-o" if _json.is_flag else "--json"
 
 
 def needs(*modules: str) -> None:
@@ -88,6 +83,6 @@ def facts_of(result: Result) -> dict[str, Any]:
 
 def measure(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
     """Run `edge-prm bench` with these arguments; return its JSON document."""
-    result = run("bench", *arguments, *AS_JSON)
+    result = run("bench", *arguments, "--json")
     assert result.exit_code == exit_code, result.output
     return facts_of(result)

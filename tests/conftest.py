@@ -16,16 +16,8 @@ from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import Bundle
 from edge_prm.encode import Encoder
-from edge_prm.manifest import (
-    Architecture,
-    FileEntry,
-    HeadSpec,
-    InputFormat,
-    Manifest,
-    Provenance,
-    Source,
-    Validation,
-)
+from edge_prm.input_format import InputFormat
+from edge_prm.manifest import Architecture, FileEntry, HeadSpec, Manifest, Provenance, Source, Validation
 from edge_prm.prm import PRM
 from edge_prm.recipe import ENGINES
 from edge_prm.recipe import RECIPES as ALL_RECIPES

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_runs import AS_JSON, TO_FILE, facts_of, needs, rows_of, write_rows
+from bench_runs import facts_of, needs, rows_of, write_rows
 from command_line import refused, run
 
 import edge_prm
@@ -42,13 +42,13 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
 
     monkeypatch.setattr(edge_prm, "load", fail)
     given = ("bench", "quality", bundle, "--data", data)
-    refused(run(*given, TO_FILE, tmp_path / "no" / "x.json"), "there is no folder")
+    refused(run(*given, "-o", tmp_path / "no" / "x.json"), "there is no folder")
     refused(run(*given, "--markdown", tmp_path), "it is a folder")
-    refused(run(*given, TO_FILE, tmp_path / "x", "--markdown", tmp_path / "x"), "two outputs have this name")
-    refused(run(*given, TO_FILE, data), "it is one of the inputs")
+    refused(run(*given, "-o", tmp_path / "x", "--markdown", tmp_path / "x"), "two outputs have this name")
+    refused(run(*given, "-o", data), "it is one of the inputs")
     (tmp_path / "kept").write_text("mine")
     monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK or Path(path).name != "kept")
-    refused(run(*given, TO_FILE, tmp_path / "kept"), "read-only")
+    refused(run(*given, "-o", tmp_path / "kept"), "read-only")
     assert (tmp_path / "kept").read_text() == "mine"
 
 
@@ -66,8 +66,8 @@ def test_figures_are_printed_before_they_are_written(
         write(target, text)
 
     monkeypatch.setattr(output, "write_file", full)
-    outputs = (TO_FILE, tmp_path / "x.json", "--markdown", tmp_path / "x.md")
-    result = run("bench", "quality", bundle, "--data", data, *outputs, *AS_JSON)
+    outputs = ("-o", tmp_path / "x.json", "--markdown", tmp_path / "x.md")
+    result = run("bench", "quality", bundle, "--data", data, *outputs, "--json")
     assert result.exit_code == 2
     assert facts_of(result)["quality"]["steps"]
     assert "the disk is full" in result.stderr
@@ -77,7 +77,7 @@ def test_figures_are_printed_before_they_are_written(
 @pytest.mark.skipif(os.name == "nt", reason="a pipe that is closed is another error there")
 def test_a_closed_pipe_loses_no_file(bundle: Path, data: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "edge_prm", "bench", "quality", str(bundle), "--data", str(data)]
-    command += [TO_FILE, str(tmp_path / "x.json")]
+    command += ["-o", str(tmp_path / "x.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -89,7 +89,7 @@ def test_a_closed_pipe_loses_no_file(bundle: Path, data: Path, tmp_path: Path, e
 def test_any_encoding_of_stdout(encoding: str, bundle: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     data = write_rows(tmp_path / "模型é😀.jsonl", rows_of(3, "pens"))
     command = [sys.executable, "-m", "edge_prm", "bench", "quality", str(bundle), "--data", str(data)]
-    for options in ([], list(AS_JSON)):
+    for options in ([], ["--json"]):
         done = subprocess.run(
             [*command, *options], capture_output=True, check=False,
             env=environment | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},

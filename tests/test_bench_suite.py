@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_runs import AS_JSON, TO_FILE, facts_of, measure, needs, silent, write_rows
+from bench_runs import facts_of, measure, needs, silent, write_rows
 from command_line import refused, run
 
 from edge_prm.prm import load
@@ -166,13 +166,13 @@ def test_every_output_has_the_same_figures(
     pair: tuple[tuple[Path, ...], Options], data: Path, full: Path, tmp_path: Path
 ) -> None:
     given = ["--data", data, "--limit", 20, "--reference", full, *QUICK]
-    files = {TO_FILE: tmp_path / "out.json", "--report": tmp_path / "out.html", "--markdown": tmp_path / "out.md"}
-    result = run("bench", *pair[0], *given, *(part for output in files.items() for part in output), *AS_JSON)
+    files = {"-o": tmp_path / "out.json", "--report": tmp_path / "out.html", "--markdown": tmp_path / "out.md"}
+    result = run("bench", *pair[0], *given, *(part for output in files.items() for part in output), "--json")
     assert result.exit_code == 0, result.output
     facts = facts_of(result)
     assert [row["name"] for row in facts["bundles"]] == ["demo-int8", "demo-int8-reduced"]
     assert facts["fidelity"]["quantization"][0]["pairing"]["traces"] == 20
-    assert facts == json.loads(files[TO_FILE].read_text())
+    assert facts == json.loads(files["-o"].read_text())
     assert all(path.stat().st_size > 1000 for path in files.values())
     assert "**Fidelity to full precision**" in files["--markdown"].read_text(encoding="utf-8")
     assert "timing demo-int8" in result.stderr

@@ -18,7 +18,7 @@ from tiny_formats import format_of
 
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, InputError
-from edge_prm.manifest import InputFormat
+from edge_prm.input_format import InputFormat
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer
 
@@ -441,7 +441,7 @@ def test_text_that_a_template_would_rewrite_is_refused_when_it_comes(checkpoint_
     content = "(m.content.split('</think>')[-1].lstrip('\\n') if m.role == 'assistant' else m.content)"
     folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", content))
     form = format_of(opened(folder), "two_class")
-    assert (form.refused, form.trim_user, form.trim_assistant) == (("</think>",), "", "left-newlines")
+    assert (form.chat.refused, form.chat.trim_user, form.chat.trim_assistant) == (("</think>",), "", "left-newlines")
     encoder = encoder_for(folder, form)
     encoded = encoder.encode(Trajectory.of("Q", ["a", "b"]))
     assert encoded.ids.tolist() == chat_ids(theirs(folder), "Q", ("a", "b"))
@@ -451,13 +451,13 @@ def test_text_that_a_template_would_rewrite_is_refused_when_it_comes(checkpoint_
 
 def test_a_string_that_only_this_template_knows_is_refused_when_it_comes(checkpoint_with: Callable) -> None:
     folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", "m.content | replace('@@secret', '')"))
-    assert format_of(opened(folder), "two_class").refused == ("@@secret",)
+    assert format_of(opened(folder), "two_class").chat.refused == ("@@secret",)
 
 
 def test_a_date_in_a_template_is_kept_and_said(checkpoint_with: Callable) -> None:
     form = format_of(opened(checkpoint_with(chat_template=TEMPLATES["date"])), "two_class")
-    assert form.dated.startswith(form.before[:4])
-    assert format_of(opened(checkpoint_with()), "two_class").dated == ""
+    assert form.chat.dated.startswith(form.before[:4])
+    assert format_of(opened(checkpoint_with()), "two_class").chat.dated == ""
 
 
 def test_templates_are_found_where_transformers_finds_them(checkpoint_with: Callable, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, write_tokenizer
 
 from edge_prm.encode import Encoder
 from edge_prm.errors import BundleIntegrityError, ContextLengthError
-from edge_prm.manifest import InputFormat
+from edge_prm.input_format import InputFormat
 from edge_prm.trajectory import Trajectory
 
 tokenizers = pytest.importorskip("tokenizers", reason="encoding needs tokenizers: pip install edge-prm")

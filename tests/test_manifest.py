@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,8 @@ import pytest
 from edge_prm.backends import load_model
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BundleIntegrityError, BundleNotFoundError, BundleVersionError, InputError
-from edge_prm.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Fidelity,
-    FileEntry,
-    Golden,
-    Manifest,
-    read_manifest,
-)
+from edge_prm.input_format import ChatRules
+from edge_prm.manifest import FORMAT_VERSION, MANIFEST_NAME, Fidelity, FileEntry, Golden, Manifest, read_manifest
 from edge_prm.recipe import ENGINES, RECIPES
 
 
@@ -57,7 +50,10 @@ def as_format_2(fields: dict[str, Any]) -> dict[str, Any]:
     fidelity["rewards"] = fidelity.pop("reward_count")
     fidelity["stream_tolerance"] = fidelity.pop("incremental_tolerance")
     old = {"name": recipe["name"], "reduce_range": recipe["weights"]["reduce_range"], "rotated": False}
-    return {**fields, "format_version": 2, "backend": recipe["engine"], "recipe": old, "fidelity": fidelity}
+    form = {name: value for name, value in fields["input"].items() if name != "chat"} | fields["input"]["chat"]
+    rest = {name: value for name, value in fields.items() if name != "convention"}
+    changed = {"backend": recipe["engine"], "recipe": old, "fidelity": fidelity, "input": form}
+    return rest | changed | {"format_version": 2}
 
 
 def of_version(manifest: Manifest, version: int) -> Manifest:
@@ -111,11 +107,16 @@ def test_an_engine_of_a_later_version_is_read_and_refused_when_it_is_loaded(
 
 
 def test_what_a_template_does_survives_writing_and_reading(manifest: Manifest) -> None:
-    form = replace(
-        manifest.input, trim_user="both", trim_assistant="left-newlines", refused=("</think>",), dated="2026"
-    )
-    made = replace(manifest, input=form)
+    rules = ChatRules("both", "left-newlines", ("</think>",), "2026")
+    made = replace(manifest, input=replace(manifest.input, chat=rules))
     assert Manifest.from_json(made.to_json(), "here") == made
+
+
+def test_what_a_template_does_is_read_from_a_manifest_of_format_2(fields: dict[str, Any], manifest: Manifest) -> None:
+    rules = ChatRules("both", "left-newlines", ("</think>",), "2026")
+    old = as_format_2(fields)
+    old["input"] |= {**asdict(rules), "refused": ["</think>"]}
+    assert Manifest.from_json(json.dumps(old), "here").input == replace(manifest.input, chat=rules)
 
 
 def test_a_manifest_is_utf8_text_on_disk(tmp_path: Path, manifest: Manifest) -> None:
@@ -189,11 +190,11 @@ def damage(fields: dict[str, Any], path: str, value: object) -> str:
         ("input.separator", ""),
         ("input.separator_id", 1 << 20),
         ("input.bos_id", -1),
-        ("input.trim_user", "middle"),
-        ("input.trim_assistant", None),
-        ("input.refused", ["</think>", ""]),
-        ("input.refused", "</think>"),
-        ("input.dated", 2026),
+        ("input.chat.trim_user", "middle"),
+        ("input.chat.trim_assistant", None),
+        ("input.chat.refused", ["</think>", ""]),
+        ("input.chat.refused", "</think>"),
+        ("input.chat.dated", 2026),
         ("recipe.weights.reduce_range", "no"),
         ("recipe.engine", KeyError),
         ("recipe.devices", "cpu"),

@@ -17,7 +17,6 @@ from tiny import CHAT_TEMPLATE, write_checkpoint, write_tokenizer
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, HeadNotFoundError, InputError
 from edge_prm.head import HEADS
-from edge_prm.manifest import Manifest
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.conventions import CONVENTIONS, Given, choose
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
@@ -215,7 +214,7 @@ def authors_rewards(folder: Path, convention: str) -> list[list[float]]:
 
 def encoder_of(folder: Path, given: Given) -> Encoder:
     checkpoint = opened(folder)
-    _, form = head_and_format(checkpoint, given)
+    _, form, _ = head_and_format(checkpoint, given)
     return Encoder.of_format(folder / "tokenizer.json", form, 1 << 20, checkpoint.config.vocabulary)
 
 
@@ -242,7 +241,7 @@ def test_rewards_of_a_convention_are_those_of_its_authors(
     folder = checkpoint_of(convention)
     bundle = export(str(folder), tmp_path / "out", recipe="fp32", format=convention, exporter="native")
     with edge_prm.load(bundle, threads=1) as prm:
-        assert prm.manifest.input.convention == convention
+        assert prm.manifest.provenance.convention == convention
         scores = [prm.score(prompt, list(steps)) for prompt, steps in TRAJECTORIES]
     expected = authors_rewards(folder, convention)
     for score, rewards in zip(scores, expected, strict=True):
@@ -253,10 +252,10 @@ def test_rewards_of_a_convention_are_those_of_its_authors(
 def test_er_prm_reads_labels_with_their_blanks_and_no_newline_between_steps(checkpoint_of: Callable) -> None:
     """The vocabulary holds `+` and `Ġ+`, and RLHFlow's labels are the other ones."""
     checkpoint = opened(checkpoint_of("er-prm"))
-    head, form = head_and_format(checkpoint, Given("er-prm"))
+    head, form, _ = head_and_format(checkpoint, Given("er-prm"))
     assert (head.tokens, form.separator, form.between, form.after) == (("Ġ+", "Ġ-"), TAG, " ", "")
     assert (head.kind, head.default_aggregate) == ("token_pair", "min")
-    other, _ = head_and_format(checkpoint, Given("rlhflow"))
+    other, _, _ = head_and_format(checkpoint, Given("rlhflow"))
     assert other.tokens == ("+", "-")
     assert not np.array_equal(head.layers[0][0], other.layers[0][0])
 
@@ -280,27 +279,27 @@ def test_er_prm_refuses_a_step_that_shares_a_token_with_the_tag_before_it(tmp_pa
 )
 def test_the_head_of_a_checkpoint_determines_its_convention(write: Callable, head: str, convention: str) -> None:
     checkpoint = opened(write(head))
-    found, form = head_and_format(checkpoint, Given())
-    assert (found.kind, form.convention) == (head, convention)
+    found, form, name = head_and_format(checkpoint, Given())
+    assert (found.kind, name) == (head, convention)
     assert found.default_aggregate == ("last" if head == "sigmoid" else "min")
     assert head_and_format(checkpoint, Given(convention))[1] == form
 
 
 def test_a_value_head_is_skyworks(tmp_path: Path) -> None:
-    head, form = head_and_format(opened(skywork(tmp_path / "c")), Given())
-    assert (head.kind, head.default_aggregate, form.convention) == ("sigmoid", "min", "skywork-o1")
+    head, _, name = head_and_format(opened(skywork(tmp_path / "c")), Given())
+    assert (head.kind, head.default_aggregate, name) == ("sigmoid", "min", "skywork-o1")
 
 
 def test_label_tokens_without_a_name_are_a_convention_of_the_callers_own(checkpoint_of: Callable) -> None:
     checkpoint = opened(checkpoint_of("er-prm"))
     pair = ("Ġ+", "Ġ-")
-    _, tags = head_and_format(checkpoint, Given(separator=TAG, token_pair=pair))
-    assert (tags.convention, tags.format, tags.between, tags.after, tags.separator_id) == (
+    _, tags, tags_name = head_and_format(checkpoint, Given(separator=TAG, token_pair=pair))
+    assert (tags_name, tags.format, tags.between, tags.after, tags.separator_id) == (
         *("custom", "tagged", " ", "\n"),
         None,
     )
-    _, turns = head_and_format(checkpoint, Given(token_pair=("+", "-")))
-    assert (turns.convention, turns.before[:17]) == ("custom", LLAMA_3_TOKENS[0])
+    _, turns, turns_name = head_and_format(checkpoint, Given(token_pair=("+", "-")))
+    assert (turns_name, turns.before[:17]) == ("custom", LLAMA_3_TOKENS[0])
 
 
 def test_a_language_model_without_a_name_is_refused_with_the_way_out(checkpoint_of: Callable) -> None:
@@ -311,9 +310,9 @@ def test_a_language_model_without_a_name_is_refused_with_the_way_out(checkpoint_
 def test_explicit_options_override_the_pieces_of_a_named_convention(checkpoint_of: Callable) -> None:
     checkpoint = opened(checkpoint_of("er-prm"))
     given = Given("er-prm", separator=" -", between="\n", after_step="\n", token_pair=("+", "Ġ-"))
-    head, form = head_and_format(checkpoint, given)
+    head, form, name = head_and_format(checkpoint, given)
     assert (form.separator, form.between, form.after, head.tokens) == (" -", "\n", "\n", ("+", "Ġ-"))
-    assert form.convention == "er-prm"
+    assert name == "er-prm"
 
 
 # refusals
@@ -398,15 +397,8 @@ def test_the_help_of_export_names_every_convention() -> None:
     from command_line import run
 
     for command in (("export",), ("bench", "reference")):
-        shown = " ".join(run(*command, "--help").stdout.split())
+        shown = "".join(run(*command, "--help").stdout.split())  # lines break at the hyphens of names
         assert all(name in shown for name in CONVENTIONS), command
-
-
-def test_a_manifest_written_before_conventions_had_names_is_read(manifest_for: Callable) -> None:
-    manifest = manifest_for("template")
-    data = json.loads(manifest.to_json())
-    assert data["input"].pop("convention") == ""
-    assert Manifest.from_json(json.dumps(data), Path("edge_prm.json")).input == manifest.input
 
 
 def test_continued_steps_have_the_ids_of_the_text_at_once(checkpoint_of: Callable) -> None:

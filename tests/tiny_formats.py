@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edge_prm.manifest import InputFormat
+from edge_prm.input_format import InputFormat
 from edge_prm_export.checkpoint.conventions import CONVENTIONS, Chosen, Given, choose
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.head import VALUE_HEAD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class ReferenceScorer(Scorer):
 
 def bundle_scorer(folder: Path, manifest: Manifest, name: str, aggregate: str | None) -> BundleScorer:
     """A bundle; `aggregate` replaces its own aggregate unless it is None."""
-    reads = {**asdict(manifest.input), "tokens": manifest.head.tokens}
+    reads = {**manifest.input.flat(), "tokens": manifest.head.tokens}
     return BundleScorer(
         name=name,
         place=folder,
@@ -137,7 +137,7 @@ def _check_pair(bundle: Scorer, reference: Scorer) -> None:
             f"{reference.place} was made with another tokenizer.json than {bundle.place} holds; make it again from the "
             "checkpoint as it is"
         )
-    for name in (ours.reads.keys() & theirs.reads.keys()) - {"convention"}:  # a name, which decides no token
+    for name in ours.reads.keys() & theirs.reads.keys():
         if ours.reads[name] != theirs.reads[name]:
             raise InputError(
                 f"{reference.place} was made with {name} {theirs.reads[name]!r} and {bundle.place} has "

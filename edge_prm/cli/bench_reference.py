@@ -115,11 +115,12 @@ def _described(source: str, given: dict[str, Any]) -> Described:
     ask_before_download(source, given["revision"], given["yes"])
     checkpoint = open_checkpoint(source, given["revision"], native=False)
     texts = {name: given[name] for name in ("format", "separator", "between", "after_step")}
-    head, layout = head_and_format(checkpoint, Given(**texts, token_pair=pair))
+    judge = head_and_format(checkpoint, Given(**texts, token_pair=pair))
+    head = judge.head
     tokenizer = open_tokenizer(checkpoint)
-    own = OwnTokenizer(checkpoint.folder, layout, *head.tokens[:1])
+    own = OwnTokenizer(checkpoint.folder, judge.format, *head.tokens[:1])
     return Described(
-        manifest=describe(checkpoint, head, layout, RECIPES["onnx", "fp32"], {}),
+        manifest=describe(checkpoint, judge, RECIPES["onnx", "fp32"], {}),
         tokenizer_file=checkpoint.folder / TOKENIZER_NAME,
         layers=() if head.tokens else head.layers,
         pair=tuple(token_id(checkpoint, tokenizer, token) for token in reversed(head.tokens)),

@@ -86,7 +86,7 @@ def export(
     fidelity = manifest.fidelity
     assert fidelity is not None, "every export ends with golden trajectories"
     click.echo(json.dumps(_facts(folder, manifest, fidelity)) if as_json else _sentence(folder, manifest, fidelity))
-    if dated := manifest.input.dated:
+    if dated := manifest.input.chat.dated:
         verbosity.note(f"Note: the chat template writes the date; the bundle keeps that of its export, {dated}")
     if not fidelity.within_tolerance:
         sys.exit(EXIT_SOME_FAILED)
@@ -105,7 +105,7 @@ def _facts(folder: Path, manifest: Manifest, fidelity: Fidelity) -> dict[str, An
         "backend": manifest.backend,
         "head": manifest.head.kind,
         "separator": manifest.input.separator,
-        "dated": manifest.input.dated or None,
+        "dated": manifest.input.chat.dated or None,
         "mean_difference": fidelity.mean_difference,
         "max_difference": fidelity.max_difference,
         "tolerance": fidelity.tolerance,

@@ -20,14 +20,15 @@ def overview_lines(summary: Overview) -> Iterator[str]:
     for record, seen in summary.first:
         yield from _row_lines(record, seen)
         yield ""
+    counts = summary.counts
     formats = ", ".join(f"{name} {count}" for name, count in summary.formats.most_common())
-    yield click.style(f"{printable(summary.name)}: {plural(summary.rows, 'row')}", bold=True) + (
+    yield click.style(f"{printable(summary.name)}: {plural(counts.rows, 'row')}", bold=True) + (
         f" ({formats})" if formats else ""
     )
-    texts, steps = plural(summary.candidates, "text"), plural(summary.steps, "step")
-    yield f"  {texts} to score, {steps}; {summary.labelled} with labels of steps"
-    if summary.one_step:
-        yield f"  {plural(summary.one_step, 'text')} would give one step where another --split gives more"
+    texts, steps = plural(counts.candidates, "text"), plural(counts.steps, "step")
+    yield f"  {texts} to score, {steps}; {counts.labelled} with labels of steps"
+    if counts.one_step:
+        yield f"  {plural(counts.one_step, 'text')} would give one step where another --split gives more"
     for title, reasons in (("cannot be read", summary.bad), ("left out", summary.left_out)):
         if reasons:
             yield f"  {title}: {sum(reasons.values())}"

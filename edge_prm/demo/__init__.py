@@ -1,4 +1,4 @@
-"""Two tiny reward models that judge arithmetic derivations, and the script that trained them."""
+"""Two tiny reward models that judge arithmetic derivations. `examples/train_demo` trains them."""
 
 from pathlib import Path
 

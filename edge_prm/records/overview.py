@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_prm.errors import InputError
@@ -35,15 +35,24 @@ class SeenCandidate:
 
 
 @dataclass
-class Overview:
-    """Counts over a file, and its first rows. `left_out` counts reasons: of rows, candidates, labels and parts."""
+class Counts:
+    """Counts over a file. `labelled`: candidates with a label for each step. `one_step`: candidates that are one step
+    by this splitting, and more by another."""
 
-    name: str
     rows: int = 0
     candidates: int = 0
     steps: int = 0
     labelled: int = 0
     one_step: int = 0
+
+
+@dataclass
+class Overview:
+    """Counts over a file, and its first rows. `bad` and `left_out` count reasons: of rows and candidates that cannot be
+    scored, and of labels and parts that are not read."""
+
+    name: str
+    counts: Counts = field(default_factory=Counts)
     formats: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -51,11 +60,10 @@ class Overview:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, with the version of this layout under `schema`."""
-        counts = {name: getattr(self, name) for name in ("rows", "candidates", "steps", "labelled", "one_step")}
         return {
             "schema": SCHEMA,
             "file": self.name,
-            **counts,
+            **asdict(self.counts),
             "formats": dict(self.formats),
             "bad": dict(self.bad),
             "left_out": dict(self.left_out),
@@ -68,7 +76,7 @@ def overview(records: Iterable[Record | BadRow], split: str, separator: str | No
     splitter(split)
     found = Overview(name)
     for record in records:
-        found.rows += 1
+        found.counts.rows += 1
         seen: list[SeenCandidate] = []
         if isinstance(record, BadRow):
             found.bad[record.reason] += 1
@@ -94,15 +102,15 @@ def _count(found: Overview, record: Record, seen: list[SeenCandidate]) -> None:
         if one.trajectory is None:
             found.bad[one.error] += 1
             continue
-        found.candidates += 1
+        found.counts.candidates += 1
         steps = one.trajectory.steps
-        found.steps += len(steps)
+        found.counts.steps += len(steps)
         labels = one.candidate.labels
-        found.labelled += labels.right is not None and not labels.missing
+        found.counts.labelled += labels.right is not None and not labels.missing
         if labels.missing:
             found.left_out[f"labels: {labels.missing}"] += 1
         if isinstance(one.candidate.steps, str):
-            found.one_step += bool(other_split(one.candidate.steps, len(steps)))
+            found.counts.one_step += bool(other_split(one.candidate.steps, len(steps)))
 
 
 def _row(record: Record | BadRow, seen: list[SeenCandidate]) -> dict[str, Any]:

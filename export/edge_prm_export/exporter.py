@@ -19,13 +19,11 @@ from edge_prm.bundle import stamp_files
 from edge_prm.check import saturated, too_coarse
 from edge_prm.encode import TOKENIZER_NAME, Encoder
 from edge_prm.errors import InputError, MissingExtraError, UnsupportedArchitectureError
-from edge_prm.head import Head
 from edge_prm.manifest import (
     MANIFEST_NAME,
     Architecture,
     FileEntry,
     HeadSpec,
-    InputFormat,
     Manifest,
     Provenance,
     Recipe,
@@ -37,7 +35,7 @@ from edge_prm_export.calibration.golden import encode_golden, with_golden
 from edge_prm_export.calibration.texts import GOLDEN
 from edge_prm_export.checkpoint.conventions import Given
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
-from edge_prm_export.checkpoint.template import head_and_format
+from edge_prm_export.checkpoint.template import HeadAndFormat, head_and_format
 from edge_prm_export.decoder.names import check_decoder
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.output import atomic_folder, check_output, check_space, remove_leftovers
@@ -104,10 +102,10 @@ def export(
         recipes = for_engine(recipes, choose_engine(checkpoint))
     if has_family(checkpoint):  # transformers too would leave out tensors that it does not use
         check_decoder(checkpoint)
-    head, form = head_and_format(checkpoint, Given(format, separator, between, after_step, token_pair))
+    judge = head_and_format(checkpoint, Given(format, separator, between, after_step, token_pair))
     check_space(target, needed_bytes(checkpoint, recipes))
     with atomic_folder(target, replace=force) as folder:
-        manifest = _write(folder, recipes, checkpoint, head, form, progress)
+        manifest = _write(folder, recipes, checkpoint, judge, progress)
     if manifest.fidelity is not None and not manifest.fidelity.within_tolerance:
         warnings.warn(f"{target}: {too_coarse(manifest, saturated(manifest))}", ToleranceWarning, stacklevel=2)
     return target
@@ -126,19 +124,18 @@ def _write(
     folder: Path,
     recipes: tuple[Recipe, ...],
     checkpoint: Checkpoint,
-    head: Head,
-    form: InputFormat,
+    judge: HeadAndFormat,
     progress: Progress,
 ) -> Manifest:
     """Write all files of a bundle into an empty folder, score the golden texts with it, and return its manifest."""
     (folder / TOKENIZER_NAME).write_bytes(checkpoint.file(TOKENIZER_NAME))
     files = {TOKENIZER_NAME: file_entry(folder / TOKENIZER_NAME)}
-    manifest = describe(checkpoint, head, form, recipes[0], files)
+    manifest = describe(checkpoint, judge, recipes[0], files)
     encoder = Encoder(folder / TOKENIZER_NAME, manifest)
     golden = encode_golden(encoder, GOLDEN, manifest)
     writer = importlib.import_module(WRITERS[recipes[0].engine].module)
     written: ExportResult = writer.write_model(
-        ExportJob(folder, recipes, manifest, checkpoint, head, encoder, golden, progress)
+        ExportJob(folder, recipes, manifest, checkpoint, judge.head, encoder, golden, progress)
     )
     manifest = replace(manifest, recipe=written.recipe, files={**files, **written.files})
     manifest = with_golden(folder, manifest, golden, written, progress)
@@ -178,15 +175,15 @@ def needed_bytes(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> int:
 
 def describe(
     checkpoint: Checkpoint,
-    head: Head,
-    form: InputFormat,
+    judge: HeadAndFormat,
     recipe: Recipe,
     files: dict[str, FileEntry],
 ) -> Manifest:
     """The manifest of a bundle before its weights and golden trajectories are written."""
-    config = checkpoint.config
+    config, head = checkpoint.config, judge.head
+    source = Source(checkpoint.name, checkpoint.revision, checkpoint.sha256())
     return Manifest(
-        provenance=Provenance(Source(checkpoint.name, checkpoint.revision, checkpoint.sha256()), edge_prm.__version__),
+        provenance=Provenance(source, edge_prm.__version__, judge.convention),
         architecture=Architecture(
             model_type=checkpoint.model_type,
             layers=config.layers,
@@ -198,7 +195,7 @@ def describe(
             intermediate=config.intermediate,
         ),
         head=HeadSpec(head.kind, head.default_aggregate, head.tokens),
-        input=form,
+        input=judge.format,
         context_length=config.context_length,
         recipe=recipe,
         files=files,

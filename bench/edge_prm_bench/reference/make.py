@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def _scored_checkpoint(described: Described) -> ScoredCheckpoint:
         tokenizer_sha256=sha256_of(described.tokenizer_file),
         head=manifest.head.kind,
         tokens=manifest.head.tokens,
-        input=asdict(manifest.input),
+        input=manifest.input.flat(),
         context_length=manifest.context_length,
         compared_with=described.tokenizer,
     )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from edge_prm.encode import Encoder, Layout, trim, walk
 from edge_prm.errors import CheckpointError, InputError
-from edge_prm.manifest import TRIMS, InputFormat
+from edge_prm.input_format import InputFormat
+from edge_prm.manifest import TRIMS
 from edge_prm.split import STEP_SEPARATOR
 from edge_prm.trajectory import Step, Trajectory
 from edge_prm_export.checkpoint.chat import Chat
@@ -70,7 +71,7 @@ def check_chat(chat: Chat, input_format: InputFormat, answer: str = "") -> Input
             raise CheckpointError(f"checkpoint {chat.name}: its chat template {said}")
     refused = _refused(chat, input_format, answer)
     dated = chat.now.date().isoformat() if chat.dates else ""
-    return replace(input_format, refused=refused, dated=dated)
+    return replace(input_format, chat=replace(input_format.chat, refused=refused, dated=dated))
 
 
 def _difference(chat: Chat, input_format: InputFormat, answer: str, text: str) -> str:

@@ -7,13 +7,12 @@ message than to take white space off its ends is refused, or the strings that it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge_prm.encode import TOKENIZER_NAME, trim
 from edge_prm.errors import CheckpointError, InputError
 from edge_prm.head import Head
-from edge_prm.manifest import InputFormat
+from edge_prm.input_format import ChatRules, InputFormat
 from edge_prm.split import STEP_SEPARATOR
 from edge_prm_export.checkpoint.chat import Chat, open_chat
 from edge_prm_export.checkpoint.conventions import Chosen, Given, choose, separator_id
@@ -30,14 +29,22 @@ _ASSISTANT = "edge-prm-assistant-3f1c"
 _USER_AGAIN = "edge-prm-again-3f1c"
 
 
-def head_and_format(checkpoint: Checkpoint, given: Given) -> tuple[Head, InputFormat]:
+class HeadAndFormat(NamedTuple):
+    """What makes a judge of a decoder; `convention` is the name of the convention that was chosen, or "custom"."""
+
+    head: Head
+    format: InputFormat
+    convention: str
+
+
+def head_and_format(checkpoint: Checkpoint, given: Given) -> HeadAndFormat:
     """Return the reward head of a checkpoint, and how prompt and steps become its tokens.
 
     Raises the errors of `choose`, `read_head` and `read_format`.
     """
     chosen = choose(checkpoint, given)
     head = read_head(checkpoint, chosen.tokens or None, chosen.convention.aggregate)
-    return head, read_format(checkpoint, chosen)
+    return HeadAndFormat(head, read_format(checkpoint, chosen), chosen.convention.name)
 
 
 def read_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
@@ -50,7 +57,6 @@ def read_format(checkpoint: Checkpoint, chosen: Chosen) -> InputFormat:
     tokenizer = open_tokenizer(checkpoint)
     check_settings(checkpoint, tokenizer)
     input_format = WRITINGS[chosen.convention.writing](checkpoint, tokenizer, chosen)
-    input_format = replace(input_format, convention=chosen.convention.name)
     check_stream(
         checkpoint.name, checkpoint.folder / TOKENIZER_NAME, input_format, checkpoint.config.vocabulary, tokenizer
     )
@@ -71,13 +77,8 @@ def _chat(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> Input
     id_ = token_id(checkpoint, tokenizer, separator)
     chat = open_chat(checkpoint)
     before, between, _ = _parts(chat, _USER, _ASSISTANT)
-    input_format = InputFormat("template", separator, id_, before, between)
-    input_format = replace(
-        input_format,
-        trim_user=find_trim(chat, 0, [_USER, _ASSISTANT]),
-        trim_assistant=find_trim(chat, 1, [_USER, _ASSISTANT]),
-    )
-    return check_chat(chat, input_format)
+    rules = ChatRules(find_trim(chat, 0, [_USER, _ASSISTANT]), find_trim(chat, 1, [_USER, _ASSISTANT]))
+    return check_chat(chat, InputFormat("template", separator, id_, before, between, chat=rules))
 
 
 def _pieces(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: Chosen) -> InputFormat:
@@ -150,8 +151,9 @@ def _judged_turns(chat: Chat, tokenizer: Tokenizer, between: str, good_token: st
             f"checkpoint {chat.name}: in its chat template, the answer {answer!r} is the token {tokens[:1]} and not "
             f"{good_token!r}; name the right ones with --good-token and --bad-token"
         )
-    input_format = InputFormat("tagged", opening, before=before, between=between, after=lead + answer + rest)
-    input_format = replace(input_format, trim_user=find_trim(chat, 2, messages))
+    rules = ChatRules(trim_user=find_trim(chat, 2, messages))
+    after = lead + answer + rest
+    input_format = InputFormat("tagged", opening, before=before, between=between, after=after, chat=rules)
     return check_chat(chat, input_format, answer)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.errors import CheckpointError
-from edge_prm.manifest import InputFormat
+from edge_prm.input_format import InputFormat
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.checkpoint.loadable import for_transformers_4
