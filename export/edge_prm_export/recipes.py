@@ -68,7 +68,7 @@ def recipes_for(
 
 
 def _onnx_recipe(engine: str, name: str, reduce_range: bool) -> Recipe:
-    if name not in ONNX_RECIPES:
+    if (engine, name) not in ALL:
         more = f"; {name} goes with --gguf" if name in GGUF_RECIPES else ""
         raise InputError(f"recipe {name!r} is not known to ONNX; choose one of {', '.join(ONNX_RECIPES)}{more}")
     recipe = ALL[engine, name]

@@ -70,7 +70,6 @@ CONVENTIONS: dict[str, Convention] = {
 (RLHFlow/RLHF-Reward-Modeling, math-rm), ER-PRM (hanningzhang/ER-PRM, evaluation/evaluate_math_reward_model.py),
 Skywork-o1-Open-PRM (SkyworkAI/skywork-o1-prm-inference, prepare_input)."""
 
-_BY_PLACE = {row.place: row for row in CONVENTIONS.values() if row.place}
 _CUSTOM_TAGS = Convention(CUSTOM, "token_pair", "", "tags", Pieces(between=" ", after="\n"))
 _CUSTOM_TURNS = Convention(CUSTOM, "token_pair", "", "turns", Pieces(between=" "))
 
@@ -122,7 +121,8 @@ def _row(checkpoint: Checkpoint, given: Given) -> Convention:
     if given.format is None:
         if given.token_pair is not None:
             return _CUSTOM_TURNS if given.separator is None else _CUSTOM_TAGS
-        return _BY_PLACE[head_place(checkpoint)]
+        place = head_place(checkpoint)
+        return next(row for row in CONVENTIONS.values() if row.place == place)
     row = CONVENTIONS.get(given.format)
     if row is None:
         raise InputError(f"format {given.format!r} is not known; choose one of {', '.join(CONVENTIONS)}")

@@ -51,7 +51,7 @@ def read_head(checkpoint: Checkpoint, token_pair: Sequence[str] | None = None, a
         if good == bad:
             raise InputError(f"--good-token and --bad-token are both {token_pair[0]!r}; give two tokens")
         return Head("token_pair", (_output_rows(checkpoint, bad, good),), tuple(token_pair), aggregate)
-    head = _READERS[head_place(checkpoint)](checkpoint)
+    head = HEAD_READERS[head_place(checkpoint)](checkpoint)
     return replace(head, default_aggregate=aggregate)
 
 
@@ -62,7 +62,7 @@ def head_place(checkpoint: Checkpoint) -> str:
     """
     places = head_places(checkpoint)
     if not places:
-        searched = [REWARD_HEAD_NAME, *_TENSORS, "score.2.weight in the safetensors"]
+        searched = [REWARD_HEAD_NAME, *_tensors(), "score.2.weight in the safetensors"]
         raise HeadNotFoundError(checkpoint.name, searched)
     if len(places) > 1:
         raise CheckpointError(
@@ -80,7 +80,7 @@ def head_place(checkpoint: Checkpoint) -> str:
 def head_places(checkpoint: Checkpoint) -> list[str]:
     """The reward heads of a checkpoint: names of tensors that only a head has, or of a file of its own."""
     files = [REWARD_HEAD_NAME] if (checkpoint.folder / REWARD_HEAD_NAME).is_file() else []
-    return [*files, *(name for name in _TENSORS if name in checkpoint.tensor_names)]
+    return [*files, *(name for name in _tensors() if name in checkpoint.tensor_names)]
 
 
 def _loose(checkpoint: Checkpoint) -> Head:
@@ -112,13 +112,18 @@ def _token_class(checkpoint: Checkpoint) -> Head:
     return Head("token_class", (layer,))
 
 
-_READERS: dict[str, Callable[[Checkpoint], Head]] = {
+HEAD_READERS: dict[str, Callable[[Checkpoint], Head]] = {
     REWARD_HEAD_NAME: _loose,
     "score.0.weight": _two_class,
     "score.weight": _token_class,
     VALUE_HEAD: _value,
 }
-_TENSORS = (*(name for name in _READERS if name != REWARD_HEAD_NAME), BARE_VALUE_HEAD)
+"""The tensor or file that only a head of one kind has -> what reads it."""
+
+
+def _tensors() -> list[str]:
+    """Names of tensors that only a reward head has."""
+    return [*(name for name in HEAD_READERS if name != REWARD_HEAD_NAME), BARE_VALUE_HEAD]
 
 
 def _architectures(checkpoint: Checkpoint) -> list[str]:
