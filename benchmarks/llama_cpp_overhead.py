@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 import edge_prm
 from edge_prm.cores import usable_cores
-from edge_prm.errors import InputError, MissingExtraError
+from edge_prm.errors import EdgePRMError, InputError, MissingExtraError
 from edge_prm.manifest import Manifest
 from edge_prm_bench.speed.latency import READ_EVERY
 
@@ -112,4 +113,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgePRMError as error:
+        sys.exit(f"Error: {error}")

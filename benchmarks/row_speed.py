@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import click
 
 import edge_prm
 from edge_prm.demo.derivations import generate
+from edge_prm.errors import EdgePRMError
 from edge_prm.records import Record, read_records
 from edge_prm.score import Score, json_line
 from edge_prm_bench.engine import default_threads
@@ -82,4 +84,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgePRMError as error:
+        sys.exit(f"Error: {error}")
