@@ -117,7 +117,7 @@ class UnsafePickleError(CheckpointError):
     def __init__(self, path: object, asked_for: str) -> None:
         super().__init__(
             f"{path} asks to load {asked_for}, and a reward head may hold tensors only; nothing was run: "
-            "get the file from its authors again, or save it anew with torch.save(head.state_dict(), path)"
+            "get the file from its authors again, or save it again with torch.save(head.state_dict(), path)"
         )
 
 

@@ -1,4 +1,4 @@
-"""A prefix scorer computes what is behind the common prefix, and nothing twice."""
+"""A prefix scorer computes what follows the common prefix, and nothing twice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Train the two embedded reward models from scratch: `python examples/train_demo/train_demo.py`.
 
 Needs torch, transformers, tokenizers and safetensors, and about an hour on two CPU cores. Progress goes to stderr; the
-last line of stdout is one JSON document with the held-out AUC of each checkpoint as it stands on disk, in bf16.
+last line of stdout is one JSON document with the held-out AUC of each checkpoint as it is on disk, in bf16.
 The ones in the package went on after that: `demo` once (`--resume --steps 600`), `demo-reference` three
 times (`--steps 900 --seed 1`, `--steps 600 --seed 2`, `--steps 900 --seed 3`).
 
@@ -36,7 +36,7 @@ from edge_prm.demo.derivations import Derivation, generate, plant_mistake
 
 HELD_OUT, HELD_OUT_SEED = 500, 1_000_003
 HEAD_DIM = 32
-LAYERS_TO_JUDGE = 2  # the next token is predicted this many layers early: they compare it with what stands there
+LAYERS_TO_JUDGE = 2  # the next token is predicted this many layers early: they compare it with the written token
 POOL = 16  # batches drawn together and sorted by length, so that little of a batch is padding
 MISTAKE_RATE = 0.6
 MISTAKE_WEIGHT = 6.0  # one token of a dozen begins a mistake
@@ -104,7 +104,7 @@ class Judge(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ids [batch, length] to hidden states two layers early, and the log-odds [batch, length] of "a mistake
         begins here" one layer early and of "right so far"."""
-        # Padding stands on the right and attention is causal, so no attention mask is needed.
+        # Padding is on the right and attention is causal, so no attention mask is needed.
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
         scores = self.score(output.last_hidden_state)
         logits = scores[..., 1] - scores[..., 0] if self.two_class else scores[..., 0]
@@ -166,7 +166,7 @@ def cut(derivation: Derivation, rng: random.Random) -> Derivation:
 
 
 def padded(examples: list[Example]) -> Tensor:
-    """Stack token ids into [batch, longest]; what stands right of a text is never read."""
+    """Stack token ids into [batch, longest]; padding on the right of a text is never read."""
     rows = [torch.tensor(example.ids) for example in examples]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -249,7 +249,7 @@ def save(judge: Judge, recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def load(recipe: Recipe) -> Judge:
-    """Read a checkpoint from disk; the layer that is for training only starts anew."""
+    """Read a checkpoint from disk; the layer that only training uses is initialized again."""
     folder = HERE / recipe.folder
     judge = Judge(recipe)
     state = load_file(folder / "model.safetensors")

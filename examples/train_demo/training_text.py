@@ -39,7 +39,7 @@ write down the final value. What would happen if the price were reduced by half?
 
 
 class Written(NamedTuple):
-    """A derivation as one text: what stands before the steps, and the steps, each with what closes it."""
+    """A derivation as one text: the part before the steps, and each step with its separator."""
 
     lead: str
     steps: list[str]

@@ -162,7 +162,7 @@ GENERAL_KEYS: dict[str, type] = {
     "edge_prm.rotated": bool,
     "edge_prm.head": str,
 }
-"""Keys of every file, beside `general.architecture` and those of its layout."""
+"""Keys of every file, besides `general.architecture` and those of its layout."""
 HEAD_KEYS: dict[str, type] = {
     "edge_prm.head.row": int,
     "edge_prm.head.residual_row": int,
