@@ -236,8 +236,10 @@ def test_without_the_library_of_the_hub_the_extra_is_named(monkeypatch: pytest.M
 
 
 QUESTION = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where pytest runs in the background
+signal.alarm(120)  # a question that is never answered ends the test
 from edge_prm import interrupts
 from edge_prm.cli import download
 from edge_prm.cli.main import main
