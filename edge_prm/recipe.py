@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 FULL_BITS = 32
 
@@ -42,13 +43,15 @@ class Weights:
 
     `bits` of a weight, block scales included. `group`: how many weights of a row share a scale; 0 where a complete row
     does, or where weights are floating point. `reduce_range`: integers of 7 bits in place of 8, for processors whose
-    8-bit kernels saturate. `rotated`: whether the residual stream is rotated before quantization.
+    8-bit kernels saturate. `rotated`: whether the residual stream is rotated before quantization. `wide`: linear layers
+    that have 8 bits where most have fewer, by their names in the graph.
     """
 
     bits: float
     group: int = 0
     reduce_range: bool = False
     rotated: bool = False
+    wide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,11 @@ class Recipe:
         """The name with what is special about it, for tables: `int8 reduced`."""
         return self.name + (" reduced" if self.reduce_range else "")
 
-    def with_weights(self, *, reduce_range: bool | None = None, rotated: bool | None = None) -> Recipe:
+    def with_weights(
+        self, *, reduce_range: bool | None = None, rotated: bool | None = None, wide: tuple[str, ...] | None = None
+    ) -> Recipe:
         """The same recipe with other choices of an export; None leaves one as it is."""
-        changes = {"reduce_range": reduce_range, "rotated": rotated}
+        changes: dict[str, Any] = {"reduce_range": reduce_range, "rotated": rotated, "wide": wide}
         given = {name: value for name, value in changes.items() if value is not None}
         return replace(self, weights=replace(self.weights, **given))
 
@@ -138,6 +143,13 @@ def _onnx(name: str, bits: float, tolerance: float, rotated: bool = False) -> Re
     activations = "uint8" if bits == 8 else "fp32"
     weights = Weights(bits, rotated=rotated)
     return Recipe(name, "onnx", weights, activations, "fp32", ("cpu",), Tolerances(tolerance), ("cpu",))
+
+
+def _weight_only(name: str, bits: float, tolerance: float, group: int = 0) -> Recipe:
+    """fp16 activations, for GPUs. The incremental tolerance is that of CUDA, whose kernels depend on a run's length; on
+    a CPU the bits are equal in any pieces."""
+    weights, tolerances = Weights(bits, group, rotated=True), Tolerances(tolerance, 0.02)
+    return Recipe(name, "onnx", weights, "fp16", "fp16", ("cpu", "cuda"), tolerances, ("cpu",))
 
 
 def _optimum(name: str, bits: float, tolerance: float) -> Recipe:
@@ -155,6 +167,12 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     for recipe in (
         _onnx("int8", 8, 0.06, rotated=True),
         _onnx("fp32", 32, 1e-3),
+        _weight_only("fp16", 16, 0.02),
+        _weight_only("w8a16", 8.5, 0.03, 32),
+        _weight_only("w4a16", 5.3, 0.25, 64),
+        Recipe(
+            "int4", "onnx", Weights(5.5, 64, rotated=True), "int8", "fp32", ("cpu",), Tolerances(0.25), ("cpu",)
+        ),  # fp32 scales; activations are rounded to 8 bits in blocks
         _optimum("int8", 8, 0.12),  # coarser: no rotation of the residual stream, no GPTQ
         _optimum("fp32", 32, 1e-3),
         _gguf("f32", 32, 0.02, activations="fp32"),

@@ -80,10 +80,16 @@ def load_model(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Mode
             "update edge-prm"
         )
     options = options.checked()
-    if "gpu" not in recipe.devices and (options.device == "gpu" or options.gpu_layers):
+    on_gpu = options.device not in ("auto", "cpu") or options.gpu_layers
+    if on_gpu and not {"gpu", "cuda"} & {*recipe.devices}:
         raise InputError(
-            f"{bundle.folder} is an ONNX bundle, and this version runs those on the CPU; for a GPU export with --gguf"
+            f"{bundle.folder} is a bundle of recipe {recipe.label}, which runs on the CPU; for a GPU export with "
+            "--device cuda or --gguf"
         )
+    if options.gpu_layers and "gpu" not in recipe.devices:
+        raise InputError(f"{bundle.folder} is an ONNX bundle, which is on one device; leave gpu_layers out")
+    if options.provider is not None and recipe.engine == "gguf":
+        raise InputError(f"{bundle.folder} is a GGUF bundle, and providers are ONNX Runtime's; choose a device")
     model: Model = importlib.import_module(ENGINES[recipe.engine].module).load_model(bundle, options)
     return model
 

@@ -11,27 +11,32 @@ import numpy as np
 
 from edge_prm.errors import InputError
 
-DEVICES = ("auto", "cpu", "gpu")
+DEVICES = ("auto", "cpu", "gpu", "cuda")
+"""What `device` may be; `cuda` may be followed by the number of a card: `cuda:1`."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How a bundle is run.
 
-    `threads`: None for one per core that this process may use. `device`: `auto`, `cpu` or `gpu`. `gpu_layers`: how many
-    layers the GPU holds, None for all that fit. `options`: the engine's own options by name, of ONNX Runtime those of
-    SessionOptions (a name with a dot is a session config entry), of llama.cpp those of llama_context_params.
+    `threads`: None for one per core that this process may use. `device`: one of DEVICES; `gpu` is the GPU that the
+    engine has. `gpu_layers`: how many layers the GPU holds, None for all that fit. `options`: the engine's own options
+    by name, of ONNX Runtime those of SessionOptions (a name with a dot is a session config entry, one that begins with
+    `provider.` an option of the execution provider), of llama.cpp those of llama_context_params. `provider`: an
+    execution provider of ONNX Runtime in place of the device.
     """
 
     threads: int | None = None
     device: str = "auto"
     gpu_layers: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    provider: str | None = None
 
     def checked(self) -> EngineOptions:
         """The same with plain integers and read-only `options`; InputError that names a bad value."""
-        if self.device not in DEVICES:
-            raise InputError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
+        kind, _ = device_of(self.device)
+        if self.provider is not None and kind != "auto":
+            raise InputError(f"provider is {self.provider!r} and device is {self.device!r}; choose one of them")
         threads, gpu_layers = _plain(self.threads), _plain(self.gpu_layers)
         if threads is not None and not _is_count(threads, 1):
             raise InputError(
@@ -44,6 +49,14 @@ class EngineOptions:
             raise InputError(f"engine options are {self.options!r}; give a mapping from names to values")
         options = MappingProxyType(dict(self.options))
         return replace(self, threads=threads, gpu_layers=gpu_layers, options=options)
+
+
+def device_of(device: str) -> tuple[str, int]:
+    """The kind of a device and the number of the card: ("cuda", 1) for `cuda:1`; InputError for none of DEVICES."""
+    kind, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in DEVICES or (colon and (kind != "cuda" or not number.isdecimal())):
+        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)} (or cuda:1, the second card)")
+    return kind, int(number or 0)
 
 
 def set_options(target: Any, options: Mapping[str, Any], known: Collection[str], engine: str) -> None:

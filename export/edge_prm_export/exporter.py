@@ -47,6 +47,7 @@ from edge_prm_export.recipes import (
     check_modules,
     default_output,
     for_engine,
+    on_device,
     recipes_for,
 )
 
@@ -56,6 +57,7 @@ def export(
     output: str | os.PathLike[str] | None = None,
     *,
     recipe: str = "int8",
+    device: str = "cpu",
     gguf: bool = False,
     gguf_type: str | None = None,
     rotate: bool | None = None,
@@ -74,11 +76,11 @@ def export(
 
     `source`: a folder, a hub id, or the embedded `demo` or `demo-reference` (`./demo` for a folder of that name; a
     folder of the hub's cache is named after its repository). `output`: by default a folder in the current one, named
-    after checkpoint and recipe. `reduce_range`: 7-bit weights, for processors whose 8-bit kernels saturate. `gguf`: a
-    bundle for llama.cpp; `gguf_type` is one of its types in place of a recipe, `rotate` rotates the residual stream
-    before quantization (by default both ways are tried, and what is closer to full precision is kept). `exporter`:
-    `native` writes Qwen2, Qwen3, Llama and Mistral without torch, `optimum` any decoder with it; `auto` takes the
-    native one where it can.
+    after checkpoint and recipe. `device`: `cuda` gives an ONNX bundle fp16 activations. `reduce_range`: 7-bit weights,
+    for processors whose 8-bit kernels saturate. `gguf`: a bundle for llama.cpp; `gguf_type` is one of its types in
+    place of a recipe, `rotate` rotates the residual stream before quantization (by default both ways are tried, and
+    what is closer to full precision is kept). `exporter`: `native` writes Qwen2, Qwen3, Llama and Mistral without
+    torch, `optimum` any decoder with it; `auto` takes the native one where it can.
 
     `format`: the name of the checkpoint's convention, a key of `checkpoint.conventions.CONVENTIONS`; without it the
     checkpoint's head decides. The next options override its pieces. `token_pair`: (good, bad), pieces of the vocabulary
@@ -92,7 +94,7 @@ def export(
     Warns with a ToleranceWarning, and keeps the bundle, when a quantized one is outside its tolerance.
     """
     engine = _engine(gguf, exporter)
-    recipes = recipes_for(engine, recipe, reduce_range, gguf_type, rotate)
+    recipes = recipes_for(engine, on_device(recipe, device, gguf), reduce_range, gguf_type, rotate)
     check_modules(engine)
     target = Path(output) if output is not None else default_output(source, recipes[0])
     remove_leftovers(target)

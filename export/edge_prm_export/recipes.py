@@ -16,6 +16,7 @@ from edge_prm.recipe import Recipe
 from edge_prm.source import name_of
 
 EXPORTERS = ("auto", "native", "optimum")
+EXPORT_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ GGUF_TYPES = {
     for (engine, name), recipe in ALL.items()
     if engine == "gguf"
 }
+ON_GPU = {"int8": "w8a16", "int4": "w4a16", "fp16": "fp16"}
+"""Recipe -> the one with fp16 activations that an ONNX bundle for a GPU has."""
 GGUF_RECIPES = {"int8": "Q8_0", "int4": "Q4_K_M", "fp16": "F16", "fp32": "F32"}
 ONNX_RECIPES = tuple(name for engine, name in ALL if engine == "onnx")
 RECIPES = tuple(dict.fromkeys((*ONNX_RECIPES, *GGUF_RECIPES)))
@@ -92,8 +95,24 @@ def _gguf_recipes(recipe: str, gguf_type: str | None, rotate: bool | None, reduc
     return (plain,) if plain.bits >= 16 else (plain, plain.with_weights(rotated=True))
 
 
+def on_device(recipe: str, device: str, gguf: bool) -> str:
+    """The recipe for a device; InputError for one that no recipe is for."""
+    if device not in EXPORT_DEVICES:
+        raise InputError(f"device {device!r} is not known to export; choose one of {', '.join(EXPORT_DEVICES)}")
+    if device == "cpu":
+        return recipe
+    if gguf:
+        raise InputError("device is an option of ONNX bundles: a GGUF bundle runs on CPU and GPU; leave it out")
+    if recipe not in ON_GPU:
+        raise InputError(f"recipe {recipe!r} is for the CPU; for a GPU choose one of {', '.join(ON_GPU)}")
+    return ON_GPU[recipe]
+
+
 def for_engine(recipes: tuple[Recipe, ...], engine: str) -> tuple[Recipe, ...]:
-    """The same recipes for another engine that reads the same files."""
+    """The same recipes for another engine that reads the same files; InputError for one that it does not have."""
+    if missing := [recipe.name for recipe in recipes if (engine, recipe.name) not in ALL]:
+        known = ", ".join(name for of, name in ALL if of == engine)
+        raise InputError(f"recipe {missing[0]!r} is not known to {engine}, which exports this decoder; choose {known}")
     return tuple(ALL[engine, recipe.name].with_weights(reduce_range=recipe.reduce_range) for recipe in recipes)
 
 

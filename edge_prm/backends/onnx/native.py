@@ -1,14 +1,9 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, with graphs of our own.
 
-Two facts of this engine are handled here and nowhere else.
-
-It multiplies a lone row with another kernel than two or more, with other rounding, and its attention works through the
-queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a lone row: no
-run has 1, 17, 33, ... tokens. One more is computed after them and forgotten again; a token does not depend on later
-ones. Nor does a run read fewer than two positions.
-
-Its attention writes new keys and values into the very buffer that holds the old ones when input and output are bound to
-one address: so `trim` is a change of offset, and nothing is ever copied.
+On the CPU it multiplies a lone row with another kernel than two or more, with other rounding, and its attention works
+through the queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a
+lone row: no run has 1, 17, 33, ... tokens. One more is computed after them and forgotten again; a token does not depend
+on later ones. Nor does a run read fewer than two positions.
 """
 
 from __future__ import annotations
@@ -20,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends import EngineOptions, check_trim, chunks
-from edge_prm.backends.guest import log_fallback
+from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import OnnxSession
 from edge_prm.bundle import Bundle
 
-CHUNK_TOKENS = 256
+CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 2048
+LAST_POSITION, TOTAL_LENGTH = "total_length.less_one", "total_length"
+"""Inputs of a graph for a GPU: the position of the last token of each sequence, and the tokens of the longest."""
 CAPACITY_STEP = 256
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
 _FEWEST_READ = 2
@@ -33,8 +30,6 @@ _FEWEST_READ = 2
 
 def load_model(bundle: Bundle, options: EngineOptions) -> OnnxModel:
     """Load a graph; raises as `edge_prm.backends.load_model` does."""
-    if options.device == "auto":
-        log_fallback("this version runs ONNX bundles on the CPU")
     return OnnxModel(bundle, options)
 
 
@@ -45,6 +40,25 @@ class OnnxModel:
         self.architecture = bundle.manifest.architecture
         self.context_length = bundle.manifest.context_length
         self._session = OnnxSession(bundle, options)
+        self._batched = TOTAL_LENGTH in {entry.name for entry in self._session.engine.get_inputs()}
+        place = self._session.placement
+        self._resizer = Resizer(place.memory, place.index, place.providers) if self._batched else None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether keys and values are in the memory of a GPU."""
+        return self._session.placement.memory != "cpu"
+
+    @property
+    def chunk_tokens(self) -> int:
+        """The most tokens of a run: few enough that a CPU's cache holds their activations, many for a GPU."""
+        return GPU_CHUNK_TOKENS if self.on_gpu else CHUNK_TOKENS
+
+    def cache(self, capacity: int) -> Cache:
+        """Room for the keys and values of one sequence."""
+        if self._resizer is not None:
+            return DeviceCache(self.architecture, capacity, self._resizer)
+        return HostCache(self.architecture, capacity)
 
     def start(self) -> OnnxBackend:
         """Return an empty sequence; BackendError when a file of the weights was overwritten."""
@@ -56,26 +70,29 @@ class OnnxModel:
         self._session.close()
 
     def run(
-        self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: npt.NDArray[np.float32]
+        self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: Cache
     ) -> npt.NDArray[np.float32]:
-        """Run one chunk after `offset` tokens of `cache`, float32 `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
+        """Run one chunk after `offset` tokens of `cache`; rewards float32 `[len(read_at)]`."""
 
         def call(session: Any, options: Any) -> npt.NDArray[np.float32]:
             binding = session.io_binding()
-            binding.bind_cpu_input("input_ids", ids)
+            for name, values in self._inputs(ids, offset).items():
+                binding.bind_cpu_input(name, values)
             binding.bind_cpu_input("read_at", read_at)
-            binding.bind_cpu_input("offset", np.array([offset], dtype=np.int32))
-            names = (f"{kind}.{layer}" for layer in range(self.architecture.layers) for kind in ("key", "value"))
-            for name, plane in zip(names, cache, strict=True):
-                where = ("cpu", 0, np.float32, plane.shape, plane.ctypes.data)
-                binding.bind_input(f"past_{name}", *where)
-                binding.bind_output(f"present_{name}", *where)
+            cache.bind(binding)
             binding.bind_output("rewards", "cpu")
             session.run_with_iobinding(binding, options)
             rewards: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
             return rewards
 
         return self._session.run(call, offset, len(ids))
+
+    def _inputs(self, ids: npt.NDArray[np.int64], offset: int) -> dict[str, npt.NDArray[Any]]:
+        """Token ids and lengths, as the graph takes them."""
+        if not self._batched:
+            return {"input_ids": ids, "offset": np.array([offset], dtype=np.int32)}
+        total = np.array([offset + len(ids)], dtype=np.int32)
+        return {"input_ids": ids[None], LAST_POSITION: total - 1, TOTAL_LENGTH: total}
 
 
 class OnnxBackend:
@@ -85,7 +102,7 @@ class OnnxBackend:
         self._model = model
         self._offset = 0
         self._computed = 0
-        self._cache = self._allocate(0)
+        self._cache = model.cache(0)
 
     @property
     def offset(self) -> int:
@@ -100,7 +117,7 @@ class OnnxBackend:
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
         self._reserve(self._offset + len(ids) + 1)
-        rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, CHUNK_TOKENS)]
+        rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, self._model.chunk_tokens)]
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -120,26 +137,22 @@ class OnnxBackend:
     def branch(self) -> OnnxBackend:
         """Return a second sequence that begins with what this one holds."""
         other = OnnxBackend(self._model)
-        other._reserve(self._offset)
-        other._cache[..., : self._offset, :] = self._cache[..., : self._offset, :]
+        other._cache = self._cache.resized(_rounded(self._offset), self._offset)
         other._offset = self._offset
         return other
 
     def close(self) -> None:
         """Free the cache."""
         self._offset = 0
-        self._cache = self._allocate(0)
+        self._cache = self._model.cache(0)
 
     def _reserve(self, tokens: int) -> None:
         """Make room for `tokens`; a sequence that keeps growing doubles, so that it is seldom copied."""
-        capacity = self._cache.shape[3]
-        if tokens <= capacity:
-            return
-        rounded = -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
-        grown = self._allocate(max(rounded, min(2 * capacity, self._model.context_length)))
-        grown[..., : self._offset, :] = self._cache[..., : self._offset, :]
-        self._cache = grown
+        capacity = self._cache.capacity
+        if tokens > capacity:
+            most = min(2 * capacity, self._model.context_length)
+            self._cache = self._cache.resized(max(_rounded(tokens), most), self._offset)
 
-    def _allocate(self, capacity: int) -> npt.NDArray[np.float32]:
-        shape = self._model.architecture
-        return np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=np.float32)
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // CAPACITY_STEP) * CAPACITY_STEP

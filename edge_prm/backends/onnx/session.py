@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
 from edge_prm.backends.onnx.files import check_external_data
+from edge_prm.backends.onnx.providers import PROVIDER_OPTION, Placement, check_placed, place
 from edge_prm.backends.options import EngineOptions, set_options
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
@@ -44,7 +45,8 @@ class OnnxSession:
         check_external_data(path, files)
         self._guest = Guest()
         self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = open_session(path, options)
+        self.placement = place(options, bundle.manifest.recipe.devices)
+        self._session: onnxruntime.InferenceSession | None = open_session(path, options, self.placement)
         keep_after_fork(self)
 
     @property
@@ -52,7 +54,7 @@ class OnnxSession:
         """The session itself; BackendError when the model is closed."""
         if self._reopen:
             self._files.check_places()
-            self._session, self._reopen = open_session(self._path, self._options), False
+            self._session, self._reopen = open_session(self._path, self._options, self.placement), False
         if self._session is None:
             raise BackendError("the model is closed; load it again")
         return self._session
@@ -101,8 +103,12 @@ class OnnxSession:
         self._lock = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
-def open_session(path: Path, options: EngineOptions) -> onnxruntime.InferenceSession:
-    """An InferenceSession on the CPU; BackendError with the engine's reason when it cannot load the graph."""
+def open_session(
+    path: Path,
+    options: EngineOptions,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> onnxruntime.InferenceSession:
+    """An InferenceSession; BackendError with the engine's reason when it cannot load the graph there."""
     try:
         import onnxruntime
     except ImportError:
@@ -110,9 +116,11 @@ def open_session(path: Path, options: EngineOptions) -> onnxruntime.InferenceSes
     skip_exit_handlers_after_fork()
     session_options = _session_options(onnxruntime.SessionOptions(), options)
     try:
-        return onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=placement.providers)
     except Exception as error:  # the engine's exceptions have no common base of their own
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+    check_placed(session, placement)
+    return session
 
 
 def _session_options(session_options: Any, options: EngineOptions) -> Any:
@@ -120,9 +128,10 @@ def _session_options(session_options: Any, options: EngineOptions) -> Any:
     session_options.log_severity_level = 4  # errors come as exceptions; a second copy on stderr helps nobody
     # The engine's own default binds its threads to cores: those of several processes to the same cores.
     session_options.intra_op_num_threads = options.threads or usable_cores()
-    entries = {name: value for name, value in options.options.items() if "." in name}
+    given = {name: value for name, value in options.options.items() if not name.startswith(PROVIDER_OPTION)}
+    entries = {name: value for name, value in given.items() if "." in name}
     known = [name for name in dir(session_options) if name[0] != "_" and not callable(getattr(session_options, name))]
-    attributes = {name: value for name, value in options.options.items() if name not in entries}
+    attributes = {name: value for name, value in given.items() if name not in entries}
     set_options(session_options, attributes, known, "ONNX Runtime")
     for name, value in entries.items():
         if not name.startswith(_CONFIG_PREFIXES):

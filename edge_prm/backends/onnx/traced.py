@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends import EngineOptions, check_trim, chunks
-from edge_prm.backends.guest import log_fallback
 from edge_prm.backends.onnx.session import MODEL_NAME, OnnxSession
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError
@@ -27,8 +26,6 @@ Floats = npt.NDArray[np.float32]
 
 def load_model(bundle: Bundle, options: EngineOptions) -> OptimumModel:
     """Load a graph; raises as `edge_prm.backends.load_model` does."""
-    if options.device == "auto":
-        log_fallback("this version runs ONNX bundles on the CPU")
     return OptimumModel(bundle, options)
 
 

@@ -2,9 +2,10 @@
 
     input_ids [s], read_at [r], offset [1], past keys and values  ->  rewards [r], present keys and values
 
-`offset` tokens are in the cache already; `read_at` are indices into `input_ids`, in any order. Everything after the
-last layer's attention is computed at the read positions only, since no other token's output is read. Norm weights are
-folded into the linear layers after them; how a recipe multiplies is in `linears.py`.
+`offset` tokens are in the cache already; `read_at` are indices into `input_ids`, in any order. Graphs for a GPU take
+several sequences (see `interface.py`). Everything after the last layer's attention is computed at the read positions
+only, since no other token's output is read. Norm weights are folded into the linear layers after them; how a recipe
+multiplies is in `linears.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import edge_prm
-from edge_prm.backends.onnx.native import MODEL_NAME
+from edge_prm.backends.onnx.native import LAST_POSITION, MODEL_NAME, TOTAL_LENGTH
 from edge_prm.head import Head
 from edge_prm_export.calibration.golden import encode_texts
 from edge_prm_export.calibration.texts import CALIBRATION
@@ -25,6 +26,7 @@ from edge_prm_export.decoder.source import TensorSource
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.onnx.head import add_head
+from edge_prm_export.onnx.interface import interface_of
 from edge_prm_export.onnx.linears import FeedForward, Linears
 from edge_prm_export.onnx.recipes import linears_of
 from edge_prm_export.onnx.writer import MS, GraphWriter, WeightFile
@@ -50,7 +52,9 @@ def write_model(job: ExportJob) -> ExportResult:
     finally:
         weights.abort()
     return ExportResult(
-        recipe, files, [reference.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(golden)]
+        recipe.with_weights(wide=tuple(linears.wide)),
+        files,
+        [reference.rewards(head, index, text.read_at) for index, (*_, text) in enumerate(golden)],
     )
 
 
@@ -70,13 +74,13 @@ class _Decoder:
         self.spec = source.spec
         self.shapes = source.spec.shapes
         self.linears = linears
+        self.interface = interface_of(graph, linears.dtype)
         self.decoder = TransformedDecoder(source, linears.transforms(self.shapes))
 
     def write(self, head: Head, reference: ReferenceRun) -> Iterator[int]:
         """Write all nodes and weights; yields the number of each layer when it is written."""
         graph, last = self.graph, self.shapes.layers - 1
-        self._inputs()
-        residual = self.linears.embed("embedding", self.decoder)
+        residual = self.linears.embed("embedding", self._inputs(), self.decoder)
         normed = self._norm(residual, self._ones(), "norm.0")
         for index in range(self.shapes.layers):
             inputs = self.decoder.inputs(index, reference.run_layer(index))
@@ -87,30 +91,29 @@ class _Decoder:
                 residual = graph.node("Gather", [residual, "read_at"], "residual.read", axis=0)
             output = self.linears.attention_output(f"layer.{index}.output", attended, layer.o, inputs.output)
             normed, residual = self._add_and_norm(f"layer.{index}.middle", output, residual)
-            weights = FeedForward(layer.gate, layer.up, layer.down, inputs, is_last_layer=index == last)
+            weights = FeedForward(layer.gate, layer.up, layer.down, inputs, index, self.shapes.layers)
             output = self.linears.feed_forward(f"layer.{index}.mlp", normed, weights)
             normed, residual = self._add_and_norm(f"layer.{index}.end", output, residual)
             yield index
+        if self.linears.dtype != np.float32:  # the head is in fp32 in every recipe
+            normed = graph.node("Cast", [normed], "normed.float", to=1)
         first, *rest = head.layers
         add_head(graph, head.kind, ((self.decoder.head(first[0]), first[1]), *rest), normed)
 
-    def _inputs(self) -> None:
-        graph, shapes = self.graph, self.shapes
-        graph.input("input_ids", np.int64, ["s"])
-        graph.input("read_at", np.int64, ["r"])
-        graph.input("offset", np.int32, [1])
+    def _inputs(self) -> str:
+        """Declare inputs and outputs of the graph; returns the token ids of all rows."""
+        graph, shapes, dtype = self.graph, self.shapes, self.linears.dtype
+        ids, batch = self.interface.ids(), self.interface.batch
         graph.output("rewards", np.float32, ["r"])
         for index in range(shapes.layers):
             for part in ("key", "value"):
-                graph.input(f"past_{part}.{index}", np.float32, [1, shapes.kv_heads, "past", shapes.head_dim])
-                graph.output(f"present_{part}.{index}", np.float32, [1, shapes.kv_heads, "present", shapes.head_dim])
-        length = graph.node("Cast", [graph.node("Shape", ["input_ids"], "length.int64")], "length", to=6)  # int32
-        graph.node("Add", ["offset", length], "total_length")
-        graph.node("Sub", ["total_length", graph.constant("one.int32", [1], np.int32)], "total_length.less_one")
+                graph.input(f"past_{part}.{index}", dtype, [batch, shapes.kv_heads, "past", shapes.head_dim])
+                graph.output(f"present_{part}.{index}", dtype, [batch, shapes.kv_heads, "present", shapes.head_dim])
         # One position more than the context: a run may compute one token after the last (see backends/onnx/native.py).
         cos, sin = rope_tables(self.spec.rope, shapes.head_dim, shapes.context_length + 1)
-        graph.weight("rotary.cos", cos)
-        graph.weight("rotary.sin", sin)
+        graph.weight("rotary.cos", cos.astype(dtype))
+        graph.weight("rotary.sin", sin.astype(dtype))
+        return ids
 
     def _attention(self, index: int, normed: str, layer: LayerWeights, inputs: LayerInputs) -> str:
         """Query, key and value in one multiplication; rotary embedding and cache inside the attention operator."""
@@ -121,7 +124,7 @@ class _Decoder:
             [
                 *self._queries_keys_values(name, packed, layer.norms),
                 *(f"past_key.{index}", f"past_value.{index}"),
-                *("total_length.less_one", "total_length", "rotary.cos", "rotary.sin"),
+                *(LAST_POSITION, TOTAL_LENGTH, "rotary.cos", "rotary.sin"),
             ],
             [f"layer.{index}.attention", f"present_key.{index}", f"present_value.{index}"],
             domain=MS,
@@ -140,20 +143,19 @@ class _Decoder:
         """
         graph, shapes = self.graph, self.shapes
         if norms.q is None or norms.k is None:
-            axis = graph.constant("axis.0", [0], np.int64)
-            return graph.node("Unsqueeze", [packed, axis], f"{name}.batched"), "", ""
+            width = shapes.query_width + 2 * shapes.key_width
+            return self.interface.batched(packed, width, f"{name}.batched"), "", ""
         widths = [shapes.query_width, shapes.key_width, shapes.key_width]
         parts = [f"{name}.{part}" for part in "qkv"]
         graph.node("Split", [packed, graph.constant("qkv.widths", widths, np.int64)], parts, axis=1)
         heads = graph.constant("head.shape", [-1, shapes.head_dim], np.int64)
         for at, weight in ((0, norms.q), (1, norms.k)):
             rows = graph.node("Reshape", [parts[at], heads], f"{parts[at]}.heads")
-            scale = graph.weight(f"{parts[at]}.norm.weight", weight.astype(np.float32))
+            scale = graph.weight(f"{parts[at]}.norm.weight", weight.astype(self.linears.dtype))
             parts[at] = self._norm(rows, scale, f"{parts[at]}.norm")
-        batches = [graph.constant(f"batch.{width}", [1, -1, width], np.int64) for width in widths]
         query, key, value = (
-            graph.node("Reshape", [part, shape], f"{name}.{letter}.batched")
-            for part, shape, letter in zip(parts, batches, "qkv", strict=True)
+            self.interface.batched(part, width, f"{name}.{letter}.batched")
+            for part, width, letter in zip(parts, widths, "qkv", strict=True)
         )
         return query, key, value
 
@@ -175,4 +177,4 @@ class _Decoder:
         return normed, total
 
     def _ones(self) -> str:
-        return self.graph.weight("norm.ones", np.ones(self.shapes.hidden, dtype=np.float32))
+        return self.graph.weight("norm.ones", np.ones(self.shapes.hidden, dtype=self.linears.dtype))

@@ -36,6 +36,9 @@ where there is one."""
 class Int8Linears:
     """Recipe `int8`: u8 activations times s8 weights, summed in 32-bit integers."""
 
+    dtype = np.float32
+    wide = ()
+
     def __init__(self, graph: GraphWriter, *, reduce_range: bool = False) -> None:
         """`reduce_range`: weights of seven bits."""
         self._graph = graph
@@ -48,10 +51,10 @@ class Int8Linears:
         hadamard_down = (HadamardDown(block),) if block > 1 else ()
         return (RotateValues(shapes), FoldNorms(), RotateResidual(shapes), *hadamard_down)
 
-    def embed(self, name: str, decoder: TransformedDecoder) -> str:
-        """The embedding of `input_ids`, `[s, hidden]`."""
+    def embed(self, name: str, ids: str, decoder: TransformedDecoder) -> str:
+        """The embedding of `ids` `[s]`, `[s, hidden]`."""
         shape = (decoder.shapes.vocabulary, decoder.shapes.hidden)
-        return self.embedding(name, "input_ids", decoder.embedding_blocks(), shape)
+        return self.embedding(name, ids, decoder.embedding_blocks(), shape)
 
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
         """With a hi/lo split, since attention's logits magnify an error in queries and keys."""

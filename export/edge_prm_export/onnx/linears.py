@@ -1,17 +1,22 @@
 """How a recipe multiplies: the nodes of a linear layer, and its weight as it is stored.
 
-`fp32` multiplies in float32. `int8` never lets the scale of a token's activation depend on other tokens. After an
-RMSNorm the rotated rows are close to Gaussian, whatever the text: one scale, known at export, fits all. Other rows have
-a scale each, largest |x| / 127; those of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight)
-spreads over 64 values first. Where errors hurt most for the time it takes, a row is split into two 8-bit parts (hi and
-lo), and the weight is multiplied twice.
+`fp32` and `fp16` multiply in floating point. The weight-only recipes (`nbits`) store integers in blocks, and the engine
+makes floating point of them as it multiplies.
+
+`int8` never lets the scale of a token's activation depend on other tokens. After an RMSNorm the rotated rows are close
+to Gaussian, whatever the text: one scale, known at export, fits all. Other rows have a scale each, largest |x| / 127;
+those of SwiGLU have spikes, which a block-Hadamard rotation (folded into the weight) spreads over 64 values first.
+Where errors hurt most for the time it takes, a row is split into two 8-bit parts (hi and lo), and the weight is
+multiplied twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from edge_prm.arrays import AnyFloat
 from edge_prm_export.checkpoint.config import Shapes
@@ -26,26 +31,37 @@ Weight = Callable[[], AnyFloat]
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
-    """The linear layers of SwiGLU, and the calibration rows that enter them.
-
-    `is_last_layer`: they run on the read positions only, so that their cost hardly counts.
-    """
+    """The linear layers of SwiGLU, and the calibration rows that enter them; those of layer `index` of `layers`."""
 
     gate: Linear
     up: Linear
     down: Linear
     inputs: LayerInputs
-    is_last_layer: bool
+    index: int
+    layers: int
+
+    @property
+    def is_last_layer(self) -> bool:
+        """Whether they run on the read positions only, so that their cost hardly counts."""
+        return self.index + 1 == self.layers
 
 
 class Linears(Protocol):
     """What a recipe provides. `rows` names a value `[s, in]`; `inputs` are calibration rows, float32 `[tokens, in]`."""
 
+    @property
+    def dtype(self) -> type[np.floating[Any]]:
+        """The type of the residual stream, norms, attention, keys and values."""
+
+    @property
+    def wide(self) -> Sequence[str]:
+        """Names of the linear layers written so far that have 8 bits where most have fewer."""
+
     def transforms(self, shapes: Shapes) -> Sequence[Transform]:
         """The exact transforms of the weights that this recipe wants."""
 
-    def embed(self, name: str, decoder: TransformedDecoder) -> str:
-        """The embedding of `input_ids`, `[s, hidden]`."""
+    def embed(self, name: str, ids: str, decoder: TransformedDecoder) -> str:
+        """The embedding of `ids` `[s]`, `[s, hidden]`."""
 
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
         """Queries, keys and values of normed rows in one multiplication, `[s, sum of outs]`."""

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from edge_prm.recipe import Recipe
-from edge_prm_export.onnx.fp32 import Fp32Linears
+from edge_prm_export.onnx.floats import FloatLinears
 from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.linears import Linears
+from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, Blocks, NBitsChoice, NBitsLinears
 from edge_prm_export.onnx.writer import GraphWriter
 
+_EIGHT = NBitsChoice(linear=Blocks(8, 32), wide=Blocks(8, 32), embedding=Blocks(8, 32))
+_FOUR = NBitsChoice(linear=Blocks(4, 64), wide=Blocks(8, 64), embedding=Blocks(8, 64))
+
 LINEARS: dict[str, Callable[[GraphWriter, Recipe], Linears]] = {
-    "fp32": lambda graph, recipe: Fp32Linears(graph),
+    "fp32": lambda graph, recipe: FloatLinears(graph),
+    "fp16": lambda graph, recipe: FloatLinears(graph, np.float16),
     "int8": lambda graph, recipe: Int8Linears(graph, reduce_range=recipe.reduce_range),
+    "w8a16": lambda graph, recipe: NBitsLinears(graph, _EIGHT, np.float16),
+    "int4": lambda graph, recipe: NBitsLinears(graph, _FOUR, np.float32, INT8_ACTIVATIONS),
+    "w4a16": lambda graph, recipe: NBitsLinears(graph, _FOUR, np.float16),
 }
 
 

@@ -1,8 +1,9 @@
-"""The linear layers of recipe `fp32`: the checkpoint's arithmetic."""
+"""The linear layers of recipes `fp32` and `fp16`: weights and activations are floating point."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,28 +11,32 @@ from edge_prm.arrays import AnyFloat
 from edge_prm_export.checkpoint.config import Shapes
 from edge_prm_export.decoder.layers import Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
-from edge_prm_export.decoder.transforms import FoldNorms, Transform
+from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, Transform
 from edge_prm_export.onnx.linears import FeedForward, swiglu
 from edge_prm_export.onnx.writer import GraphWriter
 
 
-class Fp32Linears:
-    """Recipe `fp32`: the checkpoint's arithmetic, for parity and as a reference on the device."""
+class FloatLinears:
+    """Recipe `fp32`: the checkpoint's arithmetic, for parity and as a reference on the device. `fp16`: half of it."""
 
-    def __init__(self, graph: GraphWriter) -> None:
+    wide = ()
+
+    def __init__(self, graph: GraphWriter, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._graph = graph
+        self.dtype = dtype
 
     def transforms(self, shapes: Shapes) -> Sequence[Transform]:
-        """Norm weights go into the linear layers."""
-        return (FoldNorms(),)
+        """Norm weights go into the linear layers. fp16 ends at 65,504: a rotation spreads the largest values of the
+        residual stream."""
+        return (FoldNorms(),) if self.dtype == np.float32 else (FoldNorms(), RotateResidual(shapes))
 
-    def embed(self, name: str, decoder: TransformedDecoder) -> str:
-        """The embedding of `input_ids`, `[s, hidden]`."""
+    def embed(self, name: str, ids: str, decoder: TransformedDecoder) -> str:
+        """The embedding of `ids` `[s]`, `[s, hidden]`."""
         shapes = decoder.shapes
-        table = self._graph.stream(f"{name}.weight", np.float32, (shapes.vocabulary, shapes.hidden))
+        table = self._graph.stream(f"{name}.weight", self.dtype, (shapes.vocabulary, shapes.hidden))
         for block in decoder.embedding_blocks():
-            table.write(block)
-        return self._graph.node("Gather", [table.finish(), "input_ids"], name, axis=0)
+            table.write(block.astype(self.dtype))
+        return self._graph.node("Gather", [table.finish(), ids], name, axis=0)
 
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
         """Queries, keys and values in one multiplication."""
@@ -39,7 +44,7 @@ class Fp32Linears:
         if bias is None:
             return self._product(name, rows, weight)
         product = self._product(f"{name}.product", rows, weight)
-        return self._graph.node("Add", [product, self._graph.weight(f"{name}.bias", bias.astype(np.float32))], name)
+        return self._graph.node("Add", [product, self._graph.weight(f"{name}.bias", bias.astype(self.dtype))], name)
 
     def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
         """rows @ weight.T."""
@@ -52,5 +57,5 @@ class Fp32Linears:
         return self._product(f"{name}.down", swiglu(self._graph, name, gate_out, up_out), weights.down.weight())
 
     def _product(self, name: str, rows: str, weight: AnyFloat) -> str:
-        columns = self._graph.weight(f"{name}.weight", np.ascontiguousarray(weight.T, dtype=np.float32))
+        columns = self._graph.weight(f"{name}.weight", np.ascontiguousarray(weight.T, dtype=self.dtype))
         return self._graph.node("MatMul", [rows, columns], name)

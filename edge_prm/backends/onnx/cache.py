@@ -1,0 +1,122 @@
+"""Keys and values of one sequence, in the memory of the device that runs the graph.
+
+ONNX Runtime's attention writes new keys and values into the very buffer that holds the old ones when input and output
+are bound to one address: so forgetting tokens is a change of offset, and a run copies nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_prm.manifest import Architecture
+
+_RESIZE = "resize_fp16.onnx"
+"""past `[b, heads, capacity, d]`, keep `[1]`, pads `[8]` -> past[:, :, :keep] followed by zeros. Written by
+edge_prm_export.onnx.resize."""
+
+
+class Cache(Protocol):
+    """Room for `capacity` tokens, of which the caller knows how many are in use."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+
+    def bind(self, binding: Any) -> None:
+        """Bind `past_*` and `present_*` of an onnxruntime.IOBinding to this memory."""
+
+    def resized(self, capacity: int, keep: int) -> Cache:
+        """A second cache with room for `capacity` tokens that begins with the first `keep` of this one."""
+
+
+class HostCache:
+    """One array in the memory of the process, `[2 * layers, 1, kv_heads, capacity, head_dim]`."""
+
+    def __init__(self, shape: Architecture, capacity: int, dtype: npt.DTypeLike = np.float32) -> None:
+        self._shape = shape
+        self._planes = np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=dtype)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return int(self._planes.shape[3])
+
+    def bind(self, binding: Any) -> None:
+        """Bind inputs and outputs to the array."""
+        for name, plane in zip(plane_names(self._shape.layers), self._planes, strict=True):
+            where = ("cpu", 0, plane.dtype.type, plane.shape, plane.ctypes.data)
+            binding.bind_input(f"past_{name}", *where)
+            binding.bind_output(f"present_{name}", *where)
+
+    def resized(self, capacity: int, keep: int) -> HostCache:
+        """A copy of the first `keep` tokens."""
+        other = HostCache(self._shape, capacity, self._planes.dtype)
+        other._planes[..., :keep, :] = self._planes[..., :keep, :]
+        return other
+
+
+class DeviceCache:
+    """A fp16 tensor for each layer's keys and values, allocated and copied by the device itself."""
+
+    def __init__(self, shape: Architecture, capacity: int, resizer: Resizer) -> None:
+        self._shape = shape
+        self._capacity = capacity
+        self._resizer = resizer
+        size = (1, shape.kv_heads, capacity, shape.head_dim)
+        self._planes = [resizer.allocate(size) for _ in plane_names(shape.layers)]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return self._capacity
+
+    def bind(self, binding: Any) -> None:
+        """Bind inputs and outputs to the tensors."""
+        for name, plane in zip(plane_names(self._shape.layers), self._planes, strict=True):
+            binding.bind_ortvalue_input(f"past_{name}", plane)
+            binding.bind_ortvalue_output(f"present_{name}", plane)
+
+    def resized(self, capacity: int, keep: int) -> DeviceCache:
+        """A copy of the first `keep` tokens, made on the device."""
+        other = DeviceCache(self._shape, capacity, self._resizer)
+        for old, new in zip(self._planes, other._planes, strict=True) if keep else ():
+            self._resizer.copy(old, new, keep, capacity)
+        return other
+
+
+class Resizer:
+    """Allocates and copies fp16 tensors on a device, by a graph of two nodes that runs there."""
+
+    def __init__(self, device: str, index: int, providers: list[Any]) -> None:
+        """`device`: onnxruntime's name of it, such as `cpu` or `cuda`; `providers`: of an InferenceSession."""
+        import onnxruntime
+
+        self._device, self._index = device, index
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        graph = (resources.files("edge_prm.backends.onnx") / _RESIZE).read_bytes()
+        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+
+    def allocate(self, shape: tuple[int, ...]) -> Any:
+        """An onnxruntime.OrtValue, fp16, with no values yet."""
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float16, self._device, self._index)
+
+    def copy(self, source: Any, target: Any, keep: int, capacity: int) -> None:
+        """Copy the first `keep` tokens of `source` into `target`, which has room for `capacity`."""
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("past", source)
+        binding.bind_cpu_input("keep", np.array([keep], dtype=np.int64))
+        binding.bind_cpu_input("pads", np.array([0, 0, 0, 0, 0, 0, capacity - keep, 0], dtype=np.int64))
+        binding.bind_ortvalue_output("resized", target)
+        self._session.run_with_iobinding(binding)
+
+
+def plane_names(layers: int) -> list[str]:
+    """Names of the tensors of keys and values, in the order of the planes."""
+    return [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
