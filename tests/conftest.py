@@ -29,7 +29,9 @@ settings.load_profile("edge_prm")
 BEFORE = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 BETWEEN = "<|im_end|>\n<|im_start|>assistant\n"
 HEADS = ("sigmoid", "two_class", "token_class")
-RECIPES = ("int8", "fp32")
+RECIPES = ("int8", "fp32", "fp16", "w8a16", "int4", "w4a16")
+ONNX_OPTIONS = {"w8a16": {"recipe": "int8", "device": "cuda"}, "w4a16": {"recipe": "int4", "device": "cuda"}}
+"""Options of export for recipes that have no name of their own there."""
 REDUCED = bool(saturates())
 """Whether int8 bundles need 7-bit weights on this machine: its 8-bit kernels saturate (no VNNI, no dot product)."""
 
@@ -70,7 +72,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[
         if (head, recipe) not in made:
             folder = tmp_path_factory.mktemp("bundle") / f"{head}-{recipe}"
             options = {
-                "onnx": {"recipe": recipe, "reduce_range": REDUCED and recipe == "int8"},
+                "onnx": {**ONNX_OPTIONS.get(recipe, {"recipe": recipe}), "reduce_range": REDUCED and recipe == "int8"},
                 "optimum": {
                     "recipe": recipe.removeprefix("optimum-"),
                     "exporter": "optimum",

@@ -22,7 +22,8 @@ from edge_prm.prm import load
 LENGTH = 70
 IDS = np.random.default_rng(5).integers(0, 400, LENGTH)
 TOLERANCES = {
-    "fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5, "gguf-f32": 5e-3, "gguf-q8_0": 0.03,
+    "fake": 0.0, "onnx-int8": 0.0, "onnx-fp32": 1e-5, "onnx-fp16": 0.0, "onnx-w8a16": 0.0, "onnx-int4": 0.0,
+    "onnx-w4a16": 0.0, "gguf-f32": 5e-3, "gguf-q8_0": 0.03,
     "optimum-int8": 0.03, "optimum-fp32": 1e-5,
 }  # fmt: skip
 """llama.cpp multiplies runs of different lengths with different kernels, on a KV cache in fp16; what was measured here,
@@ -160,10 +161,10 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
     ("options", "said"),
     [
         ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, gpu"),
-        ({"device": "gpu"}, "is an ONNX bundle"),
+        ({"device": "gpu"}, "which runs on the CPU; for a GPU export with --device cuda or --gguf"),
         *(({"threads": threads}, f"threads is {threads!r}") for threads in (0, -1, 1.5, "2", True)),
         *(({"gpu_layers": layers}, f"gpu_layers is {layers!r}") for layers in (-1, 1.5, "2", True)),
-        ({"gpu_layers": 3}, "is an ONNX bundle"),
+        ({"gpu_layers": 3}, "which runs on the CPU"),
         ({"options": 3}, "engine options are 3"),
         ({"options": {"n_ctx": 5}}, "ONNX Runtime has no option 'n_ctx'; it has enable_cpu_mem_arena, "),
         ({"options": {"add_session_config_entry": 5}}, "ONNX Runtime has no option 'add_session_config_entry'"),
