@@ -8,6 +8,7 @@ on later ones. Nor does a run read fewer than two positions.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ LAST_POSITION, TOTAL_LENGTH = "total_length.less_one", "total_length"
 """Inputs of a graph for a GPU: the position of the last token of each sequence, and the tokens of the longest."""
 CAPACITY_STEP = 256
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
-_FEWEST_READ = 2
+_ROW_BLOCK = 4 if platform.machine().lower() in ("aarch64", "arm64") else 1
+_FEWEST_READ = max(2, _ROW_BLOCK)
 
 
 def load_model(bundle: Bundle, options: EngineOptions) -> OnnxModel:
@@ -116,14 +118,14 @@ class OnnxBackend:
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
-        self._reserve(self._offset + len(ids) + 1)
+        self._reserve(self._offset + len(ids) + _ROW_BLOCK)
         rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, self._model.chunk_tokens)]
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        lone_row = len(ids) % QUERY_BLOCK == 1
-        run_ids = np.append(ids, ids[-1]) if lone_row else ids
-        padding = np.full(max(0, _FEWEST_READ - len(wanted)), len(ids) - 1, dtype=np.int64)
+        run_ids = np.append(ids, np.repeat(ids[-1:], _incomplete(len(ids))))
+        fewest = max(0, _FEWEST_READ - len(wanted))
+        padding = np.full(max(fewest, -len(wanted) % _ROW_BLOCK), len(ids) - 1, dtype=np.int64)
         rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), self._offset, self._cache)
         self._offset += len(ids)
         self._computed += len(run_ids)
@@ -152,6 +154,11 @@ class OnnxBackend:
         if tokens > capacity:
             most = min(2 * capacity, self._model.context_length)
             self._cache = self._cache.resized(max(_rounded(tokens), most), self._offset)
+
+
+def _incomplete(tokens: int) -> int:
+    """How many tokens a run needs more, so that no kernel for a lone row or an incomplete block of rows is used."""
+    return max(-tokens % _ROW_BLOCK, int(tokens % QUERY_BLOCK == 1))
 
 
 def _rounded(tokens: int) -> int:
