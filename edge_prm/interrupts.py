@@ -136,7 +136,7 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _would_be_lost(frame: FrameType | None) -> bool:
-    """Whether nobody would see a KeyboardInterrupt: in `_on_unraisable`, and where a module written in C is initialized.
+    """Whether nobody would see a KeyboardInterrupt: in `_on_unraisable`, or while a module written in C is initialized.
 
     Code of such a module may call Python code without a look at its exceptions: onnx ends the process with a
     segmentation fault.
