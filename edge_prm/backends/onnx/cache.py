@@ -62,11 +62,11 @@ class HostCache:
 class DeviceCache:
     """A fp16 tensor for each layer's keys and values, allocated and copied by the device itself."""
 
-    def __init__(self, shape: Architecture, capacity: int, resizer: Resizer) -> None:
+    def __init__(self, shape: Architecture, capacity: int, resizer: Resizer, batch: int = 1) -> None:
         self._shape = shape
         self._capacity = capacity
         self._resizer = resizer
-        size = (1, shape.kv_heads, capacity, shape.head_dim)
+        size = (batch, shape.kv_heads, capacity, shape.head_dim)
         self._planes = [resizer.allocate(size) for _ in plane_names(shape.layers)]
 
     @property
