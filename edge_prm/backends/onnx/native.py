@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
 from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
-from edge_prm.backends.onnx.rows import missing_reads, missing_tokens
+from edge_prm.backends.onnx.rows import beginning, missing_reads, missing_tokens, most_missing
 from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
@@ -107,6 +107,7 @@ class OnnxBackend:
         self._model = model
         self._offset = 0
         self._computed = 0
+        self._ids = np.empty(0, dtype=np.int64)
         self._cache = model.cache(0)
 
     @property
@@ -121,14 +122,18 @@ class OnnxBackend:
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
-        self._reserve(self._offset + len(ids) + missing_tokens(len(ids)))
+        self._reserve(self._offset + len(ids) + most_missing())
         rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, self._model.chunk_tokens)]
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        run_ids = np.append(ids, np.repeat(ids[-1:], missing_tokens(len(ids))))
-        padding = np.full(missing_reads(len(wanted)), len(ids) - 1, dtype=np.int64)
-        rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), self._offset, self._cache)
+        start, held = beginning(self._offset), self._ids[: self._offset]
+        run_ids = np.concatenate([held[start:], ids])
+        run_ids = np.append(run_ids, np.repeat(ids[-1:], missing_tokens(len(run_ids))))
+        wanted = wanted + (self._offset - start)
+        padding = np.full(missing_reads(len(wanted)), len(run_ids) - 1, dtype=np.int64)
+        rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), start, self._cache)
+        self._ids = np.concatenate([held, ids])
         self._offset += len(ids)
         self._computed += len(run_ids)
         return rewards[: len(wanted)]
@@ -142,12 +147,12 @@ class OnnxBackend:
         """Return a second sequence that begins with what this one holds."""
         other = OnnxBackend(self._model)
         other._cache = self._cache.resized(_rounded(self._offset), self._offset)
-        other._offset = self._offset
+        other._offset, other._ids = self._offset, self._ids
         return other
 
     def close(self) -> None:
         """Free the cache."""
-        self._offset = 0
+        self._offset, self._ids = 0, self._ids[:0]
         self._cache = self._model.cache(0)
 
     def _reserve(self, tokens: int) -> None:

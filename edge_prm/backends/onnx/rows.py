@@ -1,9 +1,11 @@
 """How many rows a run of ONNX Runtime's CPU kernels has, so that the bits of a row do not depend on its neighbours.
 
 A matrix is multiplied in blocks of rows. A lone row has a kernel of its own, with other rounding: one row on x86; on
-64-bit Arm each of the one to three rows that are left after blocks of four. Attention works through the queries of a
-run in blocks of 16 to 256, as the second-level cache is large, and the last block may be a lone row as well. So a run
-has more rows than were asked for, which are computed and forgotten again: a token does not depend on later ones.
+64-bit Arm each of the one to three rows that are left after blocks of four, and so for the keys of attention, which are
+the rows of all tokens up to the last. Attention works through the queries of a run in blocks of 16 to 256, as the
+second-level cache is large, and the last block may be a lone row as well. So a run has more rows than were asked for,
+which are computed and forgotten again: a token does not depend on later ones. On Arm it begins with a whole block, too,
+so that tokens of a block that was incomplete are computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,16 @@ import platform
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
 ROW_BLOCK = 4 if platform.machine().lower() in ("aarch64", "arm64") else 1
 _FEWEST_READ = 2
+
+
+def beginning(offset: int) -> int:
+    """The position where a run begins that continues after `offset` tokens, at most `offset`."""
+    return offset - offset % ROW_BLOCK
+
+
+def most_missing() -> int:
+    """The most that `missing_tokens` returns."""
+    return max(1, ROW_BLOCK - 1)
 
 
 def missing_tokens(tokens: int) -> int:
