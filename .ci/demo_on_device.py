@@ -2,6 +2,7 @@
 
     python .ci/demo_on_device.py int8 int4       exports the embedded checkpoint with these recipes, here
     python .ci/demo_on_device.py FOLDER ...      takes bundles of it that another machine exported
+    --threads N                                  of the engine (default: one for each core)
 
 Needs edge-prm with the extras cpu and export. Prints one JSON line; where something is wrong, it exits with 1 and says
 what, in a sentence on stderr.
@@ -9,6 +10,7 @@ what, in a sentence on stderr.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import random
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import edge_prm
+from edge_prm.backends import EngineOptions
 from edge_prm.backends.onnx.saturation import saturates
 from edge_prm.bundle import open_bundle
 from edge_prm.check import check_bundle
@@ -32,8 +35,8 @@ SEED = 1_000_003  # of problems that the checkpoint was not trained on: see test
 DERIVATIONS = 16
 LEAST_RIGHT = 0.9
 WEAK_BELOW = 0.5
-TOKENS = 70
-CUTS = ((1,), (2,), (3,), (16,), (17,), (33,), (69,), (5, 6, 8, 11, 31, 32), (1, 2, 3, 4, 47, 67))
+TOKENS = 150
+CUTS = ((1,), (2,), (3,), (16,), (17,), (33,), (69,), (5, 6, 8, 11, 31, 32), (1, 2, 3, 4, 47, 67, 96, 143))
 """Where the ids of a text are cut: lone tokens, incomplete blocks of 4 rows and of 16."""
 
 
@@ -43,20 +46,22 @@ class Wrong(Exception):
 
 def main(arguments: Sequence[str]) -> None:
     """Try each recipe or bundle, print the facts, and exit with 1 at the first thing that is wrong."""
-    if not arguments:
-        sys.exit("demo_on_device.py: name a recipe (int8, int4), or the folder of a bundle")
+    parser = argparse.ArgumentParser(description="Run the demo on this device.")
+    parser.add_argument("bundles", nargs="+", help="a recipe (int8, int4), or the folder of a bundle")
+    parser.add_argument("--threads", type=int)
+    given = parser.parse_args(arguments)
     try:
-        bundles = [tried(argument) for argument in arguments]
+        bundles = [tried(bundle, given.threads) for bundle in given.bundles]
     except (Wrong, edge_prm.EdgePRMError) as error:
         sys.exit(f"demo_on_device.py: {error}")
     versions = {"python": platform.python_version(), "onnxruntime": version("onnxruntime"), "numpy": version("numpy")}
     print(json.dumps({"machine": platform.machine(), **versions, "bundles": bundles}))
 
 
-def tried(argument: str) -> dict[str, object]:
+def tried(argument: str, threads: int | None) -> dict[str, object]:
     """The facts of a bundle, exported here unless `argument` is its folder; Wrong with what is wrong."""
     if Path(argument).is_dir():
-        return {"bundle": Path(argument).name, "exported": "elsewhere", **facts_of(Path(argument))}
+        return {"bundle": Path(argument).name, "exported": "elsewhere", **facts_of(Path(argument), threads)}
     from edge_prm_export import export
 
     with tempfile.TemporaryDirectory() as work:
@@ -64,17 +69,17 @@ def tried(argument: str) -> dict[str, object]:
         reduce_range = argument == "int8" and bool(saturates())
         folder = export(f"{EMBEDDED}demo", Path(work) / "prm", recipe=argument, reduce_range=reduce_range)
         seconds = round(time.perf_counter() - started, 1)
-        return {"bundle": argument, "exported": "here", "export_seconds": seconds, **facts_of(folder)}
+        return {"bundle": argument, "exported": "here", "export_seconds": seconds, **facts_of(folder, threads)}
 
 
-def facts_of(folder: Path) -> dict[str, object]:
+def facts_of(folder: Path, threads: int | None) -> dict[str, object]:
     """Check a bundle, score with it, stream, cut and rank; the facts, or Wrong."""
     started = time.perf_counter()
-    check = check_bundle(open_bundle(folder))
+    check = check_bundle(open_bundle(folder), EngineOptions(threads))
     if not check.trusted:
         raise Wrong(f"edge-prm check of {folder.name}: {check.sentence}")
     derivations = list(generate(SEED, DERIVATIONS))
-    with edge_prm.load(folder, threads=1) as prm:
+    with edge_prm.load(folder, threads=threads) as prm:
         right = share_right(prm, derivations)
         for derivation in derivations[: DERIVATIONS // 4]:
             stream(prm, derivation)
