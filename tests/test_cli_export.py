@@ -329,5 +329,9 @@ def test_a_gguf_bundle_goes_all_the_way(
 
 
 def test_a_gpu_for_an_onnx_bundle_is_refused(bundle: Path, rows: Callable) -> None:
-    refused(run("score", bundle, rows(ROW), "--device", "gpu"), "which runs on the CPU", "export with --device cuda or --gguf")
+    refused(
+        run("score", bundle, rows(ROW), "--device", "gpu"),
+        "which runs on the CPU",
+        "export with --device cuda or --gguf",
+    )
     refused(run("check", bundle, "--gpu-layers", 3), "which runs on the CPU")

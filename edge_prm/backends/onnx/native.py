@@ -9,6 +9,7 @@ on later ones. Nor does a run read fewer than two positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,12 @@ class OnnxModel:
         self.context_length = bundle.manifest.context_length
         self._session = OnnxSession(bundle, options)
         self._batched = TOTAL_LENGTH in {entry.name for entry in self._session.engine.get_inputs()}
-        place = self._session.placement
-        self._resizer = Resizer(place.memory, place.index, place.providers) if self._batched else None
+        self._resizer = Resizer(self._session.placement) if self._batched else None
+
+    @property
+    def device(self) -> str:
+        """The device in a word: `cpu`, `cuda:0`, or the name of another execution provider."""
+        return self._session.placement.device
 
     @property
     def on_gpu(self) -> bool:
@@ -68,6 +73,10 @@ class OnnxModel:
     def close(self) -> None:
         """Free the weights, after a run of another thread."""
         self._session.close()
+
+    def end_profiling(self) -> Path:
+        """End a profile (engine option `enable_profiling`) and return the file that ONNX Runtime wrote."""
+        return Path(self._session.engine.end_profiling())
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: Cache
