@@ -144,6 +144,16 @@ class Resizer:
         self._session.run_with_iobinding(binding)
 
 
+def try_device(placement: Placement) -> None:
+    """BackendError where a device cannot allocate a small tensor and compute with it."""
+    resizer = Resizer(placement)
+    try:
+        source, target = resizer.allocate((1, 1, 4, 8)), resizer.allocate((1, 1, 8, 8))
+        resizer.copy(source, target, 2, 8)
+    except Exception as error:  # the engine's exceptions have no common base of their own
+        raise failed(f"ONNX Runtime cannot use {resizer.device}", error) from error
+
+
 def plane_names(layers: int) -> list[str]:
     """Names of the tensors of keys and values, in the order of the planes."""
     return [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
