@@ -11,6 +11,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 AnyFloat = npt.NDArray[np.floating[Any]]
 """float32 or float64: what a function takes that computes in either."""
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
 UInt8 = npt.NDArray[np.uint8]

@@ -11,11 +11,12 @@ from edge_prm.aggregate import check_aggregate
 from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
-from edge_prm.errors import BackendError, ContextLengthError, EdgePRMError, InputError
+from edge_prm.errors import ContextLengthError, EdgePRMError, InputError
 from edge_prm.idle import IdleScorer, weak
 from edge_prm.judges import Judge
 from edge_prm.judges.discriminative import DiscriminativeJudge
 from edge_prm.manifest import Manifest
+from edge_prm.many import BatchScorer, profits, raising, scores_in_batches, scores_in_turn
 from edge_prm.ranking import Candidate, RankOptions, listed, rank_candidates
 from edge_prm.score import Ranking, Score, made_score
 from edge_prm.session import Session
@@ -34,6 +35,7 @@ def load(
     device: str = "auto",
     gpu_layers: int | None = None,
     provider: str | None = None,
+    batch_tokens: int | None = None,
     engine_options: Mapping[str, Any] | None = None,
 ) -> PRM:
     """Load a bundle folder written by `edge-prm export`.
@@ -43,7 +45,8 @@ def load(
     was built for a GPU); `gpu`, the GPU that the bundle's engine has; or `auto`, the GPU where bundle and engine can
     use one. `gpu_layers`: layers of a GGUF bundle that the GPU holds, all by default. `provider`: an execution provider
     of ONNX Runtime in place of the device: `cuda`, `directml`, `coreml`, `openvino`, `webgpu`, or ONNX Runtime's own
-    name. `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
+    name. `batch_tokens`: the most tokens of several texts in one run, 0 for one text at a time (the default on
+    a CPU). `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
 
     Takes about as long as reading the weights from disk, and memory for them. A forked child opens an ONNX bundle again
     at its first use; a GGUF bundle must be loaded in the child. Raises BundleError when the bundle is missing, damaged
@@ -51,7 +54,8 @@ def load(
     device that the bundle does not run on, BackendError for a device that does not work. Warns with a SlowDeviceWarning
     when `auto` runs a bundle for GPUs on the CPU.
     """
-    return PRM(open_bundle(path), EngineOptions(threads, device, gpu_layers, engine_options or {}, provider))
+    options = EngineOptions(threads, device, gpu_layers, engine_options or {}, provider, batch_tokens)
+    return PRM(open_bundle(path), options)
 
 
 class PRM:
@@ -159,7 +163,7 @@ class PRM:
         split: str = "auto",
         on_error: str = "raise",
     ) -> Iterator[Score] | Iterator[Score | EdgePRMError]:
-        """Score trajectories one after the other, in constant memory: each is read when its score is asked for.
+        """Score trajectories in order, in constant memory. An item is read when its score is needed, on a GPU ahead.
 
         An item is a Trajectory or a pair of prompt and steps. Those that follow each other with the same prompt (or
         any other common beginning) share its computation. `on_error`: `raise` ends the iteration at the first item that
@@ -168,27 +172,18 @@ class PRM:
         splitter(split)
         if on_error not in ON_ERROR:
             raise InputError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
-        return self._scores(trajectories, self._aggregate(aggregate), split, on_error)
+        name = self._aggregate(aggregate)
+        items = (self._encoded(item, index, split) for index, item in enumerate(trajectories))
+        scores = scores_in_batches if self._judge.batch_tokens else scores_in_turn
+        found = scores(self._judge, items, name)
+        return raising(found) if on_error == "raise" else found
 
-    def _scores(
-        self, trajectories: Iterable[Trajectory | tuple[str, Steps]], name: str, split: str, on_error: str
-    ) -> Iterator[Score | EdgePRMError]:
-        scorer = self._judge.start()
+    def _encoded(self, item: object, index: int, split: str) -> Candidate:
         try:
-            for index, item in enumerate(trajectories):
-                try:
-                    trajectory = self._item(item, index, split)
-                    encoded = self._judge.encode(trajectory)
-                    before = scorer.computed
-                    rewards = scorer.rewards(encoded)
-                except (InputError, BackendError) as error:
-                    if on_error == "raise":
-                        raise
-                    yield error
-                    continue
-                yield made_score(trajectory, encoded, rewards, name, scorer.computed - before)
-        finally:
-            scorer.close()
+            trajectory = self._item(item, index, split)
+            return trajectory, self._judge.encode(trajectory)
+        except InputError as error:
+            return error
 
     def _item(self, item: object, index: int, split: str) -> Trajectory:
         if isinstance(item, Trajectory):
@@ -250,6 +245,8 @@ class PRM:
         splitter(split)
         check_prompt(prompt)
         tried = [self._encode_candidate(prompt, steps, split, i) for i, steps in enumerate(listed(candidates))]
+        if not options.prunes and profits(self._judge, tried):
+            return rank_candidates(BatchScorer(self._judge, tried), tried, options)
         with self._idle.lend() as scorer:
             return rank_candidates(scorer, tried, options)
 

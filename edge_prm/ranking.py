@@ -30,6 +30,11 @@ class RankOptions:
     early_stop: bool = False
     prune_below: float | None = None
 
+    @property
+    def prunes(self) -> bool:
+        """Whether a candidate may be left before its last step."""
+        return self.early_stop or self.prune_below is not None
+
     def __post_init__(self) -> None:
         check_aggregate(self.aggregate)
         if self.early_stop:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ class FakeModel:
         self.started: list[FakeBackend] = []
         self.closed = False
         self.spare: Callable[[], None] | None = None
+        self.batches: Any = None
 
     def start(self) -> FakeBackend:
         backend = FakeBackend(self)

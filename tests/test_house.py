@@ -37,7 +37,7 @@ ALLOWED = {
     "edge_prm.journal": ("edge_prm.errors", "edge_prm.output"),
     "edge_prm.records": ("edge_prm.errors", "edge_prm.split", "edge_prm.trajectory"),
     "edge_prm.judges": (
-        "edge_prm.arrays", "edge_prm.backends", "edge_prm.encode", "edge_prm.errors", "edge_prm.head",
+        "edge_prm.arrays", "edge_prm.backends", "edge_prm.batches", "edge_prm.encode", "edge_prm.errors", "edge_prm.head",
         "edge_prm.trajectory",
     ),
     "edge_prm.backends": (

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.arrays import Float32
 from edge_prm.backends.options import DEVICES as DEVICES
 from edge_prm.backends.options import EngineOptions as EngineOptions
 from edge_prm.bundle import Bundle
@@ -52,6 +53,17 @@ class Backend(Protocol):
         """Free the cache."""
 
 
+class Batches(Protocol):
+    """Scores several texts in one run. Safe to be called from several threads."""
+
+    limit: int
+    """The most tokens of a run: texts times the longest of them."""
+
+    def rewards(self, texts: Sequence[npt.NDArray[np.int64]], read_at: Sequence[Sequence[int]]) -> list[Float32]:
+        """Return the rewards of each text, float32 `[len(read_at[i])]`, within the recipe's incremental tolerance of
+        those of one text at a time. BackendError when the engine fails."""
+
+
 class Model(Protocol):
     """Loaded weights, shared by any number of sequences and threads, of the process that loaded them.
 
@@ -61,6 +73,9 @@ class Model(Protocol):
     spare: Callable[[], None] | None
     """Set by PRM, and called when no other sequence can be started: a holder of one that it does not need closes it.
     An engine without such a limit never calls it."""
+
+    batches: Batches | None
+    """Several texts in one run, where the device profits from it; None where it does not, or the engine cannot."""
 
     def start(self) -> Backend:
         """Return an empty sequence. BackendError in a forked child, or when the bundle was overwritten since."""
@@ -85,6 +100,9 @@ def load_model(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Mode
     options = options.checked()
     check_device(bundle, options)
     model: Model = importlib.import_module(ENGINES[recipe.engine].module).load_model(bundle, options)
+    if options.batch_tokens and model.batches is None:
+        model.close()
+        raise InputError(f"{bundle.folder} is a bundle that runs one text at a time; leave batch_tokens out")
     return model
 
 

@@ -26,7 +26,8 @@ class EngineOptions:
     engine has. `gpu_layers`: how many layers the GPU holds, None for all that fit. `options`: the engine's own options
     by name, of ONNX Runtime those of SessionOptions (a name with a dot is a session config entry, one that begins with
     `provider.` an option of the execution provider), of llama.cpp those of llama_context_params. `provider`: an
-    execution provider of ONNX Runtime in place of the device.
+    execution provider of ONNX Runtime in place of the device. `batch_tokens`: the most tokens that one run computes of
+    several texts, 0 for one text at a time, None for the device's default (several on a GPU, one on a CPU).
     """
 
     threads: int | None = None
@@ -34,6 +35,7 @@ class EngineOptions:
     gpu_layers: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     provider: str | None = None
+    batch_tokens: int | None = None
 
     def checked(self) -> EngineOptions:
         """The same with plain integers and read-only `options`; InputError that names a bad value."""
@@ -42,7 +44,7 @@ class EngineOptions:
             raise InputError(f"provider is {self.provider!r}; give the name of an execution provider of ONNX Runtime")
         if self.provider is not None and kind != "auto":
             raise InputError(f"provider is {self.provider!r} and device is {self.device!r}; choose one of them")
-        threads, gpu_layers = _plain(self.threads), _plain(self.gpu_layers)
+        threads, gpu_layers, batch = _plain(self.threads), _plain(self.gpu_layers), _plain(self.batch_tokens)
         if threads is not None and not _is_count(threads, 1):
             raise InputError(
                 f"threads is {threads!r}; give a whole number from 1 up, or None for one per core that this process "
@@ -50,10 +52,12 @@ class EngineOptions:
             )
         if gpu_layers is not None and not _is_count(gpu_layers, 0):
             raise InputError(f"gpu_layers is {gpu_layers!r}; give a whole number from 0 up, or None for all that fit")
+        if batch is not None and not _is_count(batch, 0):
+            raise InputError(f"batch_tokens is {batch!r}; give a whole number from 0 up, or None for the default")
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise InputError(f"engine options are {self.options!r}; give a mapping from names to values")
         options = MappingProxyType(dict(self.options))
-        return replace(self, threads=threads, gpu_layers=gpu_layers, options=options)
+        return replace(self, threads=threads, gpu_layers=gpu_layers, options=options, batch_tokens=batch)
 
 
 def device_of(device: str) -> tuple[str, int | None]:

@@ -6,11 +6,12 @@ version: it reads rewards from hidden states, in one pass over the text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge_prm.encode import Encoded
+    from edge_prm.errors import BackendError
     from edge_prm.trajectory import Trajectory
 
 
@@ -60,3 +61,10 @@ class Judge(Protocol):
 
     def start(self) -> Scorer:
         """Return a scorer with an empty sequence; BackendError when none can be started."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens that the device computes in one run of several texts; 0 where it takes one at a time."""
+
+    def rewards(self, texts: Sequence[Encoded]) -> list[list[float] | BackendError]:
+        """Return the rewards of each text, in runs of several; the error in their place where the engine failed."""

@@ -7,16 +7,21 @@ ids, never "the prompt's tokens".
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from edge_prm.arrays import Int64
+from edge_prm.arrays import Float32, Int64
 from edge_prm.backends import Backend, Model
+from edge_prm.batches import plan
 from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import BackendError
 from edge_prm.trajectory import Trajectory
+
+_log = logging.getLogger("edge_prm")
 
 
 class DiscriminativeJudge:
@@ -45,6 +50,44 @@ class DiscriminativeJudge:
         """Return a scorer on a new sequence; BackendError when the engine can start none."""
         return PrefixScorer(self._model.start())
 
+    @property
+    def batch_tokens(self) -> int:
+        """The limit of the engine's batches; 0 where it has none."""
+        batches = getattr(self._model, "batches", None)
+        return 0 if batches is None else int(batches.limit)
+
+    def rewards(self, texts: Sequence[Encoded]) -> list[list[float] | BackendError]:
+        """Return the rewards of each text: several in a run where they fit into the engine's limit, else one by one."""
+        found: list[list[float] | BackendError] = [[] for _ in texts]
+        for batch in plan([len(text.ids) for text in texts], self.batch_tokens):
+            for index, rewards in zip(batch, self._batch([texts[index] for index in batch]), strict=True):
+                found[index] = rewards
+        return found
+
+    def _batch(self, texts: list[Encoded]) -> list[list[float] | BackendError]:
+        if len(texts) == 1:
+            return [self._alone(texts[0])]
+        batches = self._model.batches
+        assert batches is not None
+        try:
+            rewards = batches.rewards([text.ids for text in texts], [text.read_at for text in texts])
+        except BackendError as error:  # such as a device without so much memory
+            _log.info("a batch of %d texts failed (%s); scoring them one by one", len(texts), error)
+            return [self._alone(text) for text in texts]
+        return [_checked(text.read_at, found) for text, found in zip(texts, rewards, strict=True)]
+
+    def _alone(self, text: Encoded) -> list[float] | BackendError:
+        try:
+            scorer = self.start()
+        except BackendError as error:
+            return error
+        try:
+            return scorer.rewards(text)
+        except BackendError as error:
+            return error
+        finally:
+            scorer.close()
+
 
 class PrefixScorer:
     """Rewards of encoded trajectories, one after the other, on one sequence. Not to be shared by threads."""
@@ -66,7 +109,7 @@ class PrefixScorer:
 
     def rewards(self, encoded: Encoded) -> list[float]:
         """Return the reward of each step; only what is not yet known is computed."""
-        common = _common_prefix(self._ids, encoded.ids)
+        common = common_prefix(self._ids, encoded.ids)
         self._known = {at: reward for at, reward in self._known.items() if at < common}
         missing = [at for at in encoded.read_at if at not in self._known]
         if missing:
@@ -83,9 +126,7 @@ class PrefixScorer:
         self._ids = self._ids[:start]  # if the engine fails half-way, only this is relied on
         self._backend.trim(start)
         for at, reward in zip(missing, self._backend.extend(ids[start:], [at - start for at in missing]), strict=True):
-            if not math.isfinite(reward):
-                raise BackendError(f"the reward at token {at} is {reward}; verify the bundle with `edge-prm check`")
-            self._known[at] = float(reward)
+            self._known[at] = _finite(at, reward)
         self._ids = ids
 
     def branch(self) -> PrefixScorer:
@@ -101,7 +142,21 @@ class PrefixScorer:
         self._known = {}
 
 
-def _common_prefix(left: Int64, right: Int64) -> int:
+def _checked(read_at: Sequence[int], rewards: Float32) -> list[float] | BackendError:
+    try:
+        return [_finite(at, reward) for at, reward in zip(read_at, rewards, strict=True)]
+    except BackendError as error:
+        return error
+
+
+def _finite(at: int, reward: Any) -> float:
+    if not math.isfinite(reward):
+        raise BackendError(f"the reward at token {at} is {reward}; verify the bundle with `edge-prm check`")
+    return float(reward)
+
+
+def common_prefix(left: Int64, right: Int64) -> int:
+    """The number of token ids that both begin with."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length

@@ -67,6 +67,7 @@ class GgufModel:
         set_context_options(llama_cpp.llama_context_default_params(), context_options)  # refused before the load
         path, architecture = bundle.folder / MODEL_NAME, bundle.manifest.architecture
         self.spare: Callable[[], None] | None = None
+        self.batches = None
         self._files = WeightFiles([path])
         self.head = _read_head(bundle, path)
         offload = offload_of(llama_cpp, device, gpu_layers, architecture.layers)

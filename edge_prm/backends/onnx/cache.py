@@ -70,11 +70,12 @@ class HostCache:
 class DeviceCache:
     """A fp16 tensor for each layer's keys and values, allocated and copied by the device itself."""
 
-    def __init__(self, shape: Architecture, capacity: int, resizer: Resizer) -> None:
+    def __init__(self, shape: Architecture, capacity: int, resizer: Resizer, batch: int = 1) -> None:
         self._shape = shape
         self._capacity = capacity
         self._resizer = resizer
-        size = (1, shape.kv_heads, capacity, shape.head_dim)
+        self._batch = batch
+        size = (batch, shape.kv_heads, capacity, shape.head_dim)
         with self._memory():
             self._planes = [resizer.allocate(size) for _ in plane_names(shape.layers)] if capacity else []
 
@@ -99,7 +100,7 @@ class DeviceCache:
         return other
 
     def _memory(self) -> Any:
-        return _memory_for(self._shape, self._capacity, 2, self._resizer.device)
+        return _memory_for(self._shape, self._batch * self._capacity, 2, self._resizer.device)
 
 
 class Resizer:

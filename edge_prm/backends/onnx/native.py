@@ -16,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends import EngineOptions, check_trim, chunks
+from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
 from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
+from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
+from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
 from edge_prm.backends.onnx.session import OnnxSession
 from edge_prm.bundle import Bundle
 
 CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 2048
-LAST_POSITION, TOTAL_LENGTH = "total_length.less_one", "total_length"
-"""Inputs of a graph for a GPU: the position of the last token of each sequence, and the tokens of the longest."""
 CAPACITY_STEP = 256
 QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
 _FEWEST_READ = 2
@@ -43,6 +44,14 @@ class OnnxModel:
         self._session = OnnxSession(bundle, options)
         self._batched = TOTAL_LENGTH in {entry.name for entry in self._session.engine.get_inputs()}
         self._resizer = Resizer(self._session.placement) if self._batched else None
+        self.batches = self._batches(options)
+
+    def _batches(self, options: EngineOptions) -> BatchRunner | None:
+        default = GPU_BATCH_TOKENS if self.on_gpu else 0
+        limit = default if options.batch_tokens is None else options.batch_tokens
+        if self._resizer is None or not limit:
+            return None
+        return BatchRunner(self._session, self.architecture, self._resizer, limit)
 
     @property
     def device(self) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL_NAME = "model.onnx"
+LAST_POSITION, TOTAL_LENGTH = "total_length.less_one", "total_length"
+"""Inputs of a graph for a GPU: the position of the last token of each sequence, and the tokens of the longest."""
 _CONFIG_PREFIXES = ("session.", "optimization.", "mlas.", "memory.", "ep.")
 """Of session config entries, which ONNX Runtime ignores when it does not know them (its header
 onnxruntime_session_options_config_keys.h lists them)."""

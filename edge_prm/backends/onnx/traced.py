@@ -33,6 +33,7 @@ class OptimumModel:
     """A graph of optimum's in ONNX Runtime. Safe to be called from several threads, which take turns."""
 
     def __init__(self, bundle: Bundle, options: EngineOptions = EngineOptions()) -> None:  # noqa: B008 - frozen
+        self.batches = None
         path = bundle.folder / MODEL_NAME
         self._session = OnnxSession(bundle, options)
         session = self._session.engine
