@@ -92,7 +92,7 @@ def available() -> list[str]:
 def new_session(graph: str | bytes, session_options: Any, placement: Placement) -> Any:
     """An onnxruntime.InferenceSession of a file or a serialized graph; raises what ONNX Runtime raises.
 
-    By itself, ONNX Runtime prints a failure of the provider on stdout and takes the CPU. Not all versions have the option
+    By itself, ONNX Runtime prints a provider's failure on stdout and takes the CPU. Not all versions have an option
     against that; all have the attribute behind it.
     """
     import onnxruntime
