@@ -29,6 +29,7 @@ QUANTIZATION = {
     "verdicts": {"threshold": NUMBER, "flip_rate": ESTIMATE, "first_weak": ESTIMATE},
 }
 ENERGY = {"joules": NUMBER, "seconds": NUMBER, "source": str}
+LIMIT = {"kind": str, "device": str, "gops": NUMBER}
 SPEED = {
     "load": {"warm": TIMING, "cold": (TIMING, OR_NULL)},
     "prefill": [{"tokens": int, "tokens_per_second": NUMBER, "timing": TIMING}],
@@ -38,10 +39,10 @@ SPEED = {
          "one_by_one": int},
         OR_NULL,
     ),
-    "peak_gb": {"*": (*NUMBER, OR_NULL)},
+    "peak_gb": {"*": (*NUMBER, OR_NULL)}, "device_gb": {"*": (*NUMBER, OR_NULL)},
     "fixed": {
         "tokens": int, "tokens_per_second": NUMBER, "share_of_limit": (*NUMBER, OR_NULL),
-        "threads_sweep": {"*": NUMBER}, "energy": (ENERGY, OR_NULL),
+        "threads_sweep": {"*": NUMBER}, "energy": (ENERGY, OR_NULL), "limit": (LIMIT, OR_NULL),
     },
 }  # fmt: skip
 GOLDEN = {"reference": str, "mean_difference": NUMBER, "max_difference": NUMBER, "...": object}
@@ -55,6 +56,9 @@ DOCUMENT = {
         },
         "threads": int, "gemm_gops": (*NUMBER, OR_NULL),
         "throttling": ({"gops_before": NUMBER, "gops_after": NUMBER, "thermal_events": (int, OR_NULL)}, OR_NULL),
+        "cards": {
+            "*": {"name": str, "memory_gb": (*NUMBER, OR_NULL), "driver": (str, OR_NULL), "cuda": (str, OR_NULL)}
+        },
     },
     "bundles": [
         {"name": str, "source": str, "recipe": str, "head": str, "size_gb": NUMBER, "golden": (GOLDEN, OR_NULL),

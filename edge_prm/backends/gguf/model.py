@@ -71,6 +71,7 @@ class GgufModel:
         self._files = WeightFiles([path])
         self.head = _read_head(bundle, path)
         n_gpu_layers = gpu_layers_of(llama_cpp, device, gpu_layers, architecture.layers)
+        self.device = "gpu" if n_gpu_layers else "cpu"
         self._lock = threading.RLock()
         self._guest = Guest()
         tap = HiddenStateTap(llama_cpp, architecture.hidden)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
 from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
+from edge_prm.backends.onnx.providers import CPU, CUDA
 from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
@@ -57,6 +58,12 @@ class OnnxModel:
     def on_gpu(self) -> bool:
         """Whether keys and values are in the memory of a GPU."""
         return self._session.placement.memory != "cpu"
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu`, `cuda:0`, or ONNX Runtime's name of another execution provider."""
+        place = self._session.placement
+        return {CPU: "cpu", CUDA: f"cuda:{place.index}"}.get(place.provider, place.provider)
 
     @property
     def chunk_tokens(self) -> int:
