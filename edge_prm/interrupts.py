@@ -128,21 +128,23 @@ def _remove_folders() -> None:
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     if not _State.unwinding:
         _exit()
-    if _in_extension_import(frame):
+    if _would_be_lost(frame):
         threading.Timer(0.01, signal.raise_signal, [number]).start()
     elif not _State.interrupted:  # a second one must not interrupt the removal of temporary files
         _State.interrupted = True
         raise KeyboardInterrupt
 
 
-def _in_extension_import(frame: FrameType | None) -> bool:
-    """Whether a module written in C is being initialized.
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Whether nobody would see a KeyboardInterrupt: in `_on_unraisable`, or while a module written in C is initialized.
 
-    Its code may call Python code without a look at its exceptions: onnx ends the process with a segmentation fault.
+    Code of such a module may call Python code without a look at its exceptions: onnx ends the process with a
+    segmentation fault.
     """
     while frame is not None:
-        if (
-            frame.f_code.co_name in ("create_module", "exec_module")
+        code = frame.f_code
+        if code is _on_unraisable.__code__ or (
+            code.co_name in ("create_module", "exec_module")
             and type(frame.f_locals.get("self")).__name__ == "ExtensionFileLoader"
         ):
             return True

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_prm.backends import EngineOptions, Model, load_model
+from edge_prm.backends.onnx.cache import HostCache
 from edge_prm.backends.onnx.native import CHUNK_TOKENS, QUERY_BLOCK, OnnxBackend
 from edge_prm.bundle import open_bundle
 from edge_prm.errors import BackendError, InputError
@@ -160,8 +161,14 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, gpu"),
-        ({"device": "gpu"}, "which runs on the CPU; for a GPU export with --device cuda or --gguf"),
+        *(({"device": device}, f"device {device!r} is not one of auto, cpu, gpu, cuda (or cuda:1, the second card)")
+          for device in ("tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "cpu:0", "gpu:1", "", 3)),
+        *(({"device": device}, "which runs on the CPU; for a GPU export with --device cuda or --gguf (--int8 --device "
+           "cuda gives recipe w8a16)") for device in ("gpu", "cuda", "cuda:1")),
+        ({"provider": "cuda"}, "which runs on the CPU; for a GPU export with --device cuda or --gguf"),
+        ({"provider": "CUDAExecutionProvider"}, "which runs on the CPU; for a GPU export"),
+        ({"provider": "coreml", "device": "cpu"}, "provider is 'coreml' and device is 'cpu'; choose one of them"),
+        *(({"provider": provider}, f"provider is {provider!r}; give the name of an execution") for provider in ("", 3)),
         *(({"threads": threads}, f"threads is {threads!r}") for threads in (0, -1, 1.5, "2", True)),
         *(({"gpu_layers": layers}, f"gpu_layers is {layers!r}") for layers in (-1, 1.5, "2", True)),
         ({"gpu_layers": 3}, "which runs on the CPU"),
@@ -170,8 +177,9 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
         ({"options": {"add_session_config_entry": 5}}, "ONNX Runtime has no option 'add_session_config_entry'"),
         ({"options": {"inter_op_num_threads": "many"}}, "does not take 'many' for option 'inter_op_num_threads'"),
         ({"options": {"sessoin.x": "1"}}, "no option 'sessoin.x'; session config entries begin with session."),
+        ({"options": {"provider.x": "1"}}, "provider.x is an option of an execution provider, and the CPU"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_option_is_named(bundle_of: Callable[..., Path], options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         load_model(open_bundle(bundle_of()), EngineOptions(**options))
@@ -218,6 +226,7 @@ class NoEngine:
     """What OnnxBackend asks of OnnxModel; rewards are hashes of the ids that its cache rows stand for."""
 
     context_length = 4096
+    chunk_tokens = CHUNK_TOKENS
 
     class architecture:
         layers, kv_heads, head_dim = 1, 1, 2
@@ -226,15 +235,20 @@ class NoEngine:
         self.runs: list[int] = []
         self.fails = False
 
-    def run(self, ids: np.ndarray, read_at: np.ndarray, offset: int, cache: np.ndarray) -> np.ndarray:
+    def cache(self, capacity: int) -> HostCache:
+        return HostCache(self.architecture, capacity)  # type: ignore[arg-type]
+
+    def run(self, ids: np.ndarray, read_at: np.ndarray, offset: int, cache: HostCache) -> np.ndarray:
         if self.fails:
             self.fails = False
             raise BackendError("ONNX Runtime failed")
         assert len(ids) >= 2
         assert len(read_at) >= 2
+        assert offset + len(ids) <= cache.capacity
         self.runs.append(len(ids))
-        cache[0, 0, 0, offset : offset + len(ids), 0] = ids
-        held = cache[0, 0, 0, : offset + len(ids), 0].astype(np.int64)
+        rows = cache._planes[0, 0, 0, :, 0]
+        rows[offset : offset + len(ids)] = ids
+        held = rows[: offset + len(ids)].astype(np.int64)
         return np.array([reward_of(held[: offset + at + 1]) for at in read_at], dtype=np.float32)
 
 

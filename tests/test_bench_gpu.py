@@ -10,6 +10,7 @@ from bench_runs import needs
 from fake_nvml import FakeCard, FakeNvml, nowhere
 
 from edge_prm.errors import InputError
+from edge_prm.hardware import Gpu
 from edge_prm.manifest import Manifest
 from edge_prm.prm import PRM
 from edge_prm.recipe import RECIPES
@@ -82,8 +83,6 @@ def test_memory_that_the_system_does_not_report_is_not_known() -> None:
 
 def test_a_bundle_says_which_card_it_runs_on(prm: PRM) -> None:
     assert device_of(prm) == "cpu"
-    prm.model.on_gpu = True  # type: ignore[attr-defined]
-    assert device_of(prm) == "gpu"
     prm.model.device = "cuda:1"  # type: ignore[attr-defined]
     assert device_of(prm) == "cuda:1"
 
@@ -133,3 +132,20 @@ def test_the_fp16_limit_is_measured_by_the_provider_of_the_device() -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(InputError, match="CUDAExecutionProvider"):
             gemm.fp16_gemm_gops("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ((Gpu("Orin", None, None, "8.7", "540"),), CardFacts("Orin", None, "540", None)),
+        ((Gpu("a"), Gpu("b")), None),
+        ((), None),
+    ],
+)
+def test_without_nvidia_ml_py_the_only_card_still_has_a_name(
+    monkeypatch: pytest.MonkeyPatch, cards: tuple[Gpu, ...], expected: CardFacts | None
+) -> None:
+    monkeypatch.setattr(nvml, "card_of", lambda device: None)
+    monkeypatch.setattr(nvml, "gpus", lambda: cards)
+    assert nvml.facts_of("cuda:0") == expected
+    assert nvml.facts_of("cpu") is None

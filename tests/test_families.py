@@ -69,7 +69,8 @@ def exported(source: Path, target: Path, recipe: str, **options: Any) -> Path:
     pytest.importorskip("onnxruntime", reason='scoring needs onnxruntime: pip install "edge-prm[cpu]"')
     from edge_prm_export import export
 
-    return export(str(source), target, recipe=recipe, reduce_range=REDUCED and recipe == "int8", **options)
+    reduce_range = REDUCED and recipe == "int8" and options.get("device") != "cuda"
+    return export(str(source), target, recipe=recipe, reduce_range=reduce_range, **options)
 
 
 # rewards
@@ -123,11 +124,19 @@ def transformers_rewards(source: Path, head: str) -> Callable[[np.ndarray, list[
     return rewards
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def int8_model(
+QUANTIZED = [
+    *((family, "int8", "cpu") for family in sorted(FAMILIES)),
+    ("qwen3", "int4", "cpu"), ("qwen3", "fp16", "cpu"), ("llama3", "int8", "cuda"), ("mistral", "int4", "cuda"),
+]  # fmt: skip
+"""(family, recipe and device of export): each writes attention's inputs in its own way."""
+
+
+@pytest.fixture(scope="module", params=QUANTIZED, ids="-".join)
+def quantized(
     request: pytest.FixtureRequest, family_checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
-    folder = exported(family_checkpoint(request.param), tmp_path_factory.mktemp("int8") / "out", "int8")
+    family, recipe, device = request.param
+    folder = exported(family_checkpoint(family), tmp_path_factory.mktemp("quantized") / "out", recipe, device=device)
     loaded = load_model(open_bundle(folder), EngineOptions(1))
     yield loaded
     loaded.close()
@@ -137,36 +146,34 @@ IDS = np.random.default_rng(5).integers(0, 400, LENGTH)
 
 
 @pytest.fixture(scope="module")
-def at_once(int8_model: Model) -> np.ndarray:
+def at_once(quantized: Model) -> np.ndarray:
     """The reward at every token, in one go."""
-    return int8_model.start().extend(IDS, range(LENGTH))
+    return quantized.start().extend(IDS, range(LENGTH))
 
 
 @few
 @given(cuts=CUTS)
-def test_int8_rewards_are_the_same_bits_in_any_pieces(int8_model: Model, at_once: np.ndarray, cuts: set[int]) -> None:
+def test_rewards_are_the_same_bits_in_any_pieces(quantized: Model, at_once: np.ndarray, cuts: set[int]) -> None:
     assert at_once.std() > 0.05
-    sequence = int8_model.start()
+    sequence = quantized.start()
     edges = [0, *sorted(cuts), LENGTH]
     rewards = [sequence.extend(IDS[start:end], range(end - start)) for start, end in pairwise(edges)]
     assert np.array_equal(np.concatenate(rewards), at_once)
 
 
-def test_int8_rewards_are_the_same_bits_after_a_piece_of_any_length(int8_model: Model, at_once: np.ndarray) -> None:
+def test_rewards_are_the_same_bits_after_a_piece_of_any_length(quantized: Model, at_once: np.ndarray) -> None:
     different = [
         length
         for length in range(1, LENGTH + 1)
-        if int8_model.start().extend(IDS[:length], [length - 1])[0] != at_once[length - 1]
+        if quantized.start().extend(IDS[:length], [length - 1])[0] != at_once[length - 1]
     ]
     assert different == []
 
 
 @few
 @given(at=st.integers(1, LENGTH - 1))
-def test_int8_rewards_are_the_same_bits_on_branches_and_after_trims(
-    int8_model: Model, at_once: np.ndarray, at: int
-) -> None:
-    trunk = int8_model.start()
+def test_rewards_are_the_same_bits_on_branches_and_after_trims(quantized: Model, at_once: np.ndarray, at: int) -> None:
+    trunk = quantized.start()
     trunk.extend(IDS, [])
     trunk.trim(at)
     branch = trunk.branch()

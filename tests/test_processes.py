@@ -450,12 +450,21 @@ def swallow():
             time.sleep(30)
         except BaseException: said = True
 
+def hook():
+    import threading
+    start = threading.Timer.start
+    def slow(timer):  # the timer of the hook fires before the hook is at its end
+        start(timer)
+        time.sleep(0.2)
+    threading.Timer.start = slow
+    callback()
+
 def callback():
     import ctypes
     interrupts.begin()
-    call = ctypes.CFUNCTYPE(None)(lambda: [time.sleep(0.01) for _ in range(100)])  # ctypes only prints what it raises
+    wait = lambda: [print("ready", flush=True), *(time.sleep(0.01) for _ in range(100))]
+    call = ctypes.CFUNCTYPE(None)(wait)  # ctypes only prints what it raises
     try:
-        print("ready", flush=True)
         while True: call()
     except BaseException:
         interrupts.leave()
@@ -523,7 +532,7 @@ def test_an_interrupt_while_llama_cpp_frees_frees_nothing_twice() -> None:
 
 @posix_only
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("where", ["swallow", "callback"])
+@pytest.mark.parametrize("where", ["swallow", "callback", "hook"])
 def test_an_interrupt_that_gets_lost_ends_the_command_all_the_same(where: str) -> None:
     command = [sys.executable, "-c", GRACE, where]
     with subprocess.Popen(

@@ -28,7 +28,7 @@ from edge_prm_bench.scorers import BundleScorer, Scorer
 from edge_prm_bench.speed.device import Throttling, describe_device, thermal_events
 from edge_prm_bench.speed.gemm import Limits, int8_gemm_gops
 from edge_prm_bench.speed.measure import lengths_over_context, measure_speed
-from edge_prm_bench.speed.nvml import card_of
+from edge_prm_bench.speed.nvml import facts_of
 from edge_prm_bench.statistics.coverage import Omission, Scored, of_column, of_file
 
 _MAY_FAIL = (EdgePRMError, OSError, MemoryError)
@@ -96,7 +96,7 @@ def run_suite(folders: Sequence[Path], options: Options, progress: Any) -> Resul
 
 def _environment(threads: int, speeds: _Speeds, scores: _Scores) -> Environment:
     devices = sorted({*speeds.devices.values(), *scores.devices.values()})
-    cards = {device: card.facts() for device in devices if (card := card_of(device)) is not None}
+    cards = {device: card for device in devices if (card := facts_of(device)) is not None}
     return Environment(describe_device(), threads, speeds.gemm_gops, speeds.throttling, cards)
 
 

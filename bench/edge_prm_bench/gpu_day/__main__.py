@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 import edge_prm
+from edge_prm.backends.onnx.providers import place_on
 from edge_prm.backends.onnx.saturation import saturates
+from edge_prm.backends.options import device_of
 from edge_prm.errors import EdgePRMError, InputError, MissingExtraError, OutputError
 from edge_prm.exit_codes import EXIT_BAD_INPUT, EXIT_SOME_FAILED
 from edge_prm.journal import Journal, JournalHeader
@@ -77,14 +79,11 @@ def _measured(asked: Asked, begun: float, deadline: float) -> dict[str, Any]:
 
 def _device(device: str) -> str:
     """The device with the number of its card; InputError where ONNX Runtime cannot run on it."""
-    from edge_prm.backends.onnx.providers import place
-    from edge_prm.backends.options import EngineOptions, device_of
-
     kind, index = device_of(device)
     if kind not in (CPU, "cuda"):
         raise InputError(f"device is {device!r}; choose cuda, cuda:1 or cpu")
     try:
-        place(EngineOptions(device=device), (CPU, "cuda"))
+        place_on(device)
     except ImportError:
         raise MissingExtraError("cpu", ["onnxruntime"]) from None
     return CPU if kind == CPU else f"cuda:{index}"

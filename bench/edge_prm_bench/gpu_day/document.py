@@ -21,6 +21,7 @@ from edge_prm_bench.gpu_day.runner import Row, newest
 from edge_prm_bench.gpu_day.scale import ATTENTIONS, CPU, Bundle
 from edge_prm_bench.speed.device import PACKAGES, describe_device, installed_versions
 from edge_prm_bench.speed.latency import gop_per_token
+from edge_prm_bench.speed.nvml import card_of
 from edge_prm_bench.speed.report_line import plain
 
 SCHEMA = "edge-prm-gpu-day/1"
@@ -123,8 +124,8 @@ def _notes(asked: Asked, found: _Found) -> list[str]:
         notes.append("torch or transformers is not installed, so there is nothing to compare with.")
     if asked.device == CPU:
         notes.append("This run was on a CPU: it says nothing about a GPU.")
-    elif _value(found, f"device {asked.device}", "card") is None:
-        notes.append("NVML does not know the card: pip install nvidia-ml-py for memory, energy and its name.")
+    elif card_of(asked.device) is None:
+        notes.append("Memory of the GPU and energy are not known without nvidia-ml-py (pip install nvidia-ml-py).")
     return notes
 
 

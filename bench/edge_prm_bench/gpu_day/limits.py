@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_prm_bench.speed.gemm import Limit, fp16_gemm_gops, int8_gemm_gops
-from edge_prm_bench.speed.nvml import card_of
+from edge_prm_bench.speed.nvml import facts_of
 from edge_prm_bench.speed.report_line import report_figures
 
 FIGURES = ("card", "fp16", "int8")
@@ -22,13 +22,8 @@ def main(text: str, wanted: Sequence[str]) -> None:
     """Measure the wanted figures: fp16 on the device, int8 on the CPU."""
     spec: dict[str, Any] = json.loads(text)
     device, threads = spec["device"], spec["threads"]
-
-    def card() -> Any:
-        found = card_of(device)
-        return None if found is None else found.facts()
-
     figures = {
-        "card": card,
+        "card": lambda: facts_of(device),
         "fp16": lambda: Limit("fp16", device, fp16_gemm_gops(device, threads)),
         "int8": lambda: Limit("int8", "cpu", int8_gemm_gops(threads)),
     }

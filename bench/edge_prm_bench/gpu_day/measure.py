@@ -17,10 +17,10 @@ import edge_prm
 from edge_prm.bundle import open_bundle
 from edge_prm.check import check_bundle
 from edge_prm_bench.engine import Engine, device_of
-from edge_prm_bench.gpu_day.memcpy import memcpy_nodes
 from edge_prm_bench.speed import latency, process
 from edge_prm_bench.speed.energy import Energy
 from edge_prm_bench.speed.measure import FIXED_TOKENS, energy_of
+from edge_prm_bench.speed.profile import memcpy_nodes
 from edge_prm_bench.speed.report_line import report_figures
 
 PREFILL = "prefill "

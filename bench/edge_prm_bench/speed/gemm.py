@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge_prm.arrays import Int8
-from edge_prm.backends.onnx.providers import place
+from edge_prm.backends.onnx.providers import place_on
 from edge_prm.backends.onnx.session import open_session
 from edge_prm.backends.options import EngineOptions
 from edge_prm.output import temporary_folder
@@ -94,12 +94,10 @@ def _best(run: Callable[[], Any], repeats: int, least_seconds: float = 0.0) -> f
 
 def _session(model: bytes, device: str, threads: int | None) -> Any:
     """An InferenceSession on a device, opened as that of a bundle is."""
-    options = EngineOptions(threads, device)
-    placement = place(options, ("cpu", "cuda"))
     with temporary_folder("edge-prm-gemm-") as folder:
         path = folder / "gemm.onnx"
         path.write_bytes(model)
-        return open_session(path, options, placement)
+        return open_session(path, EngineOptions(threads), place_on(device))
 
 
 def _bound(session: Any, values: Any, device: str) -> Callable[[], None]:

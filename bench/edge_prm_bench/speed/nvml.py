@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-EXTRA = "nvml"
+from edge_prm.hardware import gpus
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class Card:
             return getattr(self._nvml, function)(*arguments)
         except self._nvml.NVMLError:
             return None
+
+
+def facts_of(device: str) -> CardFacts | None:
+    """The facts of a device's card. Without nvidia-ml-py those that the runtime knows, of a machine with one card."""
+    card = card_of(device)
+    if card is not None:
+        return card.facts()
+    known = gpus() if device == "gpu" or device.startswith("cuda") else ()
+    return CardFacts(known[0].name, known[0].total_gb, known[0].driver, None) if len(known) == 1 else None
 
 
 def card_of(device: str) -> Card | None:

@@ -107,9 +107,11 @@ def main(text: str, wanted: Sequence[str]) -> None:
             loaded.append(TorchModel(spec))
         return loaded[0]
 
+    def prefill(length: int) -> Callable[[], Prefill]:
+        return lambda: model().prefill(length)
+
     figures: dict[str, Callable[[], Any]] = {"memory": lambda: model().memory()}
-    for length in spec["lengths"]:
-        figures[f"prefill {length}"] = lambda length=length: model().prefill(length)
+    figures |= {f"prefill {length}": prefill(length) for length in spec["lengths"]}
     report_figures(figures | {"rewards": lambda: model().golden()}, wanted)
 
 

@@ -9,6 +9,7 @@ on later ones. Nor does a run read fewer than two positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy.typing as npt
 from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
 from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
-from edge_prm.backends.onnx.providers import CPU, CUDA
 from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
@@ -43,8 +43,7 @@ class OnnxModel:
         self.context_length = bundle.manifest.context_length
         self._session = OnnxSession(bundle, options)
         self._batched = TOTAL_LENGTH in {entry.name for entry in self._session.engine.get_inputs()}
-        place = self._session.placement
-        self._resizer = Resizer(place.memory, place.index, place.providers) if self._batched else None
+        self._resizer = Resizer(self._session.placement) if self._batched else None
         self.batches = self._batches(options)
 
     def _batches(self, options: EngineOptions) -> BatchRunner | None:
@@ -55,15 +54,14 @@ class OnnxModel:
         return BatchRunner(self._session, self.architecture, self._resizer, limit)
 
     @property
+    def device(self) -> str:
+        """The device in a word: `cpu`, `cuda:0`, or the name of another execution provider."""
+        return self._session.placement.device
+
+    @property
     def on_gpu(self) -> bool:
         """Whether keys and values are in the memory of a GPU."""
         return self._session.placement.memory != "cpu"
-
-    @property
-    def device(self) -> str:
-        """Where it runs: `cpu`, `cuda:0`, or ONNX Runtime's name of another execution provider."""
-        place = self._session.placement
-        return {CPU: "cpu", CUDA: f"cuda:{place.index}"}.get(place.provider, place.provider)
 
     @property
     def chunk_tokens(self) -> int:
@@ -84,6 +82,10 @@ class OnnxModel:
     def close(self) -> None:
         """Free the weights, after a run of another thread."""
         self._session.close()
+
+    def end_profiling(self) -> Path:
+        """End a profile (engine option `enable_profiling`) and return the file that ONNX Runtime wrote."""
+        return Path(self._session.engine.end_profiling())
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: Cache

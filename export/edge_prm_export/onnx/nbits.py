@@ -108,12 +108,14 @@ class NBitsLinears:
             graph.weight(f"{name}.weight", packed(integers, bits, block)),
             graph.weight(f"{name}.weight.scale", scales.astype(self.dtype)),
         ]
-        if bias is not None:
-            inputs += ["", "", graph.weight(f"{name}.bias", bias.astype(self.dtype))]
         layout = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block}
         if self._accuracy_level:
             layout["accuracy_level"] = self._accuracy_level
-        return graph.node("MatMulNBits", inputs, name, domain=MS, **layout)
+        if bias is None:
+            return graph.node("MatMulNBits", inputs, name, domain=MS, **layout)
+        # not the operator's own bias: on CUDA some versions of ONNX Runtime refuse it
+        product = graph.node("MatMulNBits", inputs, f"{name}.product", domain=MS, **layout)
+        return graph.node("Add", [product, graph.weight(f"{name}.bias", bias.astype(self.dtype))], name)
 
 
 def has_wide_down(index: int, layers: int) -> bool:

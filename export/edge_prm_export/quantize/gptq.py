@@ -7,19 +7,16 @@ are correlated. Measured on Qwen2.5-1.5B it halves the error of the products.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_prm.arrays import AnyFloat, Float32, Float64, Int8, UInt8
 from edge_prm_export.quantize.grid import Grid
+from edge_prm_export.quantize.parallel import in_parallel
 from edge_prm_export.quantize.rows import WEIGHT_MAX, row_scales
-
-T = TypeVar("T")
 
 DAMPING = 0.1
 """Share of the mean diagonal added to the inputs' second moments: a thousand rows say little of 1,536**2 values."""
@@ -45,7 +42,7 @@ class GPTQ:
         self.width = rows.shape[1]
         self.group = next(n for n in range(min(self.width, MAX_GROUP), 0, -1) if self.width % n == 0)
         starts = range(0, self.width, self.group)
-        self._factors = _in_parallel(
+        self._factors = in_parallel(
             lambda start: _inverse_hessian_cholesky(rows[:, start : start + self.group]), starts
         )
 
@@ -67,7 +64,7 @@ class GPTQ:
             columns = np.ascontiguousarray((weight[start:end] / scales[start:end, None]).T, dtype=np.float32)
             self._quantize_columns(columns, integers[:, start:end], round_row)
 
-        _in_parallel(stripe, range(0, len(weight), _STRIPE))  # output channels are independent of each other
+        in_parallel(stripe, range(0, len(weight), _STRIPE))  # output channels are independent of each other
         return integers, scales
 
     def quantize_to_grid(self, weight: AnyFloat, grid: Grid) -> UInt8:
@@ -88,7 +85,7 @@ class GPTQ:
 
             self._quantize_columns(columns, integers[:, start:end], round_row)
 
-        _in_parallel(stripe, range(0, len(weight), _STRIPE))
+        in_parallel(stripe, range(0, len(weight), _STRIPE))
         return integers
 
     def _quantize_columns(self, columns: Float32, integers: npt.NDArray[Any], round_row: RoundRow) -> None:
@@ -98,14 +95,6 @@ class GPTQ:
             first = index * self.group
             group = slice(first, first + self.group)
             _gptq_block(columns[group], factor, round_row, first, integers[group], errors)
-
-
-def _in_parallel(work: Callable[[int], T], items: Iterable[int]) -> list[T]:
-    """Run `work` on each item, one thread per core and one BLAS thread each: these matrices are too small to share."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(work, items))
 
 
 def _inverse_hessian_cholesky(inputs: Float32) -> Float32:

@@ -6,13 +6,18 @@ Source: docs/ContribOperators.md of ONNX Runtime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from edge_prm.arrays import AnyFloat, Float32, UInt8
 from edge_prm_export.quantize.grid import Grid
+from edge_prm_export.quantize.parallel import in_parallel
 
 _FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Shares of the scale that reaches a block's largest weight: a smaller scale clips it, and rounds the others better."""
+_STRIPE_VALUES = 1 << 17  # what is worked on at once stays in the cache
 
 
 def zero_point(bits: int) -> int:
@@ -20,23 +25,31 @@ def zero_point(bits: int) -> int:
     return int(1 << (bits - 1))
 
 
-def block_scales(weight: AnyFloat, bits: int, block: int, dtype: type[np.floating] = np.float32) -> Float32:
+def block_scales(weight: AnyFloat, bits: int, block: int, dtype: type[np.floating[Any]] = np.float32) -> Float32:
     """Return the scale of each block of a weight `[out, in]`, float32 `[out, ceil(in / block)]` of values of `dtype`.
 
     Of a few candidates, each block takes the one with the smallest squared error of rounding. A negative scale turns a
     block round, so that its largest value meets the longer side of the range.
     """
-    blocks = _in_blocks(weight, block)
-    middle = zero_point(bits)
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    if bits == 8:
-        return _stored(np.abs(extreme) / (middle - 1), dtype)
-    best = np.zeros_like(extreme)
-    least = np.full_like(extreme, np.inf)
-    for factor in _FACTORS:
+    stripe = max(1, _STRIPE_VALUES // weight.shape[1])
+
+    def scales(start: int) -> Float32:
+        blocks = _in_blocks(weight[start : start + stripe], block)
+        return _best_scales(blocks, zero_point(bits), _FACTORS if bits < 8 else (1.0,), dtype)
+
+    return np.concatenate(in_parallel(scales, range(0, len(weight), stripe)))
+
+
+def _best_scales(blocks: AnyFloat, middle: int, factors: Sequence[float], dtype: type[np.floating[Any]]) -> Float32:
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
+    for factor in factors:
         for reach in (-middle, middle - 1):
-            scales = _stored(extreme * np.float32(factor / reach), dtype)
-            error = ((_rounded(blocks, scales, middle) - blocks) ** 2).sum(axis=-1)
+            scales = _stored(largest * np.float32(factor / reach), dtype)
+            rest = _steps(blocks, scales, middle)
+            rest *= scales[..., None]
+            rest -= blocks
+            error = np.einsum("...i,...i->...", rest, rest)
             better = error < least
             best, least = np.where(better, scales, best), np.where(better, error, least)
     return best
@@ -76,13 +89,11 @@ def _in_blocks(values: np.ndarray, block: int, fill: int = 0) -> np.ndarray:
 
 def _steps(blocks: AnyFloat, scales: Float32, middle: int) -> AnyFloat:
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    return np.clip(np.rint(blocks * inverse[..., None]), -middle, middle - 1)
+    steps = blocks * inverse[..., None]
+    np.rint(steps, out=steps)
+    return np.clip(steps, -middle, middle - 1, out=steps)
 
 
-def _rounded(blocks: AnyFloat, scales: Float32, middle: int) -> AnyFloat:
-    return _steps(blocks, scales, middle) * scales[..., None]
-
-
-def _stored(scales: AnyFloat, dtype: type[np.floating]) -> Float32:
+def _stored(scales: AnyFloat, dtype: type[np.floating[Any]]) -> Float32:
     """Scales as their stored type rounds them."""
     return scales.astype(dtype).astype(np.float32)
