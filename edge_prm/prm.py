@@ -49,10 +49,10 @@ def load(
     a CPU). `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
 
     Takes about as long as reading the weights from disk, and memory for them. A forked child opens an ONNX bundle again
-    at its first use; a GGUF bundle must be loaded in the child. Raises BundleError when the bundle is missing, damaged
-    or newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option or a
-    device that the bundle does not run on, BackendError for a device that does not work. Warns with a SlowDeviceWarning
-    when `auto` runs a bundle for GPUs on the CPU.
+    at its first use; a GGUF bundle, or one on a GPU, must be loaded in the child. Raises BundleError when the bundle is
+    missing, damaged or newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a
+    bad option or a device that the bundle does not run on, BackendError for a device that does not work. Warns with a
+    SlowDeviceWarning when `auto` runs a bundle for GPUs on the CPU.
     """
     options = EngineOptions(threads, device, gpu_layers, engine_options or {}, provider, batch_tokens)
     return PRM(open_bundle(path), options)

@@ -203,10 +203,11 @@ def test_a_row_that_finds_no_memory_costs_only_itself(
 def test_a_weight_file_that_finds_no_memory_says_so(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*_: object, **__: object) -> None:
-        raise RuntimeError("Exception during initialization: " + NO_MEMORY)
+    class NoMemory:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise RuntimeError("Exception during initialization: " + NO_MEMORY)
 
     folder = bundle_of("sigmoid", "fp16")
-    monkeypatch.setattr("onnxruntime.InferenceSession", no_memory)
+    monkeypatch.setattr("onnxruntime.InferenceSession", NoMemory)
     with pytest.raises(DeviceMemoryError, match=r"cannot load .*too little free memory"):
         load(folder, device="cpu")

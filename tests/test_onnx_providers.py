@@ -287,8 +287,10 @@ def test_a_failure_of_the_provider_is_an_error_and_no_word_on_stdout(
         begin(self, names, *rest)
 
     monkeypatch.setattr(collection.InferenceSession, "_create_inference_session", fails)
+    folder = bundle_of("sigmoid", "fp16")
+    capfd.readouterr()
     with pytest.raises(BackendError, match="there is no GPU of that number"):
-        edge_prm.load(bundle_of("sigmoid", "fp16"), device="cuda:7")
+        edge_prm.load(folder, device="cuda:7")
     assert capfd.readouterr().out == ""
 
 

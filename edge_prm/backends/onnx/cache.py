@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.backends.onnx.failures import failed
-from edge_prm.backends.onnx.providers import Placement, check_placed
+from edge_prm.backends.onnx.providers import Placement, check_placed, new_session
 from edge_prm.manifest import Architecture
 
 _RESIZE = "resize_fp16.onnx"
@@ -116,9 +116,7 @@ class Resizer:
         options.intra_op_num_threads = 1  # no threads of its own, which a forked child would not have
         graph = (resources.files("edge_prm.backends.onnx") / _RESIZE).read_bytes()
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph, options, providers=self._placement.providers, enable_fallback=0
-            )
+            self._session = new_session(graph, options, self._placement)
         except Exception as error:  # the engine's exceptions have no common base of their own
             raise failed(f"ONNX Runtime cannot use {self.device}", error) from error
         check_placed(self._session, self._placement)

@@ -99,6 +99,19 @@ def available() -> list[str]:
     return names
 
 
+def new_session(graph: str | bytes, session_options: Any, placement: Placement) -> Any:
+    """An onnxruntime.InferenceSession of a file or a serialized graph; raises what ONNX Runtime raises.
+
+    By itself, ONNX Runtime prints a provider's failure on stdout and takes the CPU. Not all versions have an option
+    against that; all have the attribute behind it.
+    """
+    import onnxruntime
+
+    never = property(lambda self: False, lambda self, value: None)
+    kind: Any = type("InferenceSession", (onnxruntime.InferenceSession,), {"_enable_fallback": never})
+    return kind(graph, session_options, providers=placement.providers)
+
+
 def check_placed(session: Any, placement: Placement) -> None:
     """BackendError where everything would run on the CPU though another provider was asked for.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
 from edge_prm.backends.onnx.failures import failed
 from edge_prm.backends.onnx.files import check_external_data
-from edge_prm.backends.onnx.providers import CPU, Placement, check_placed, place, record_assignment
+from edge_prm.backends.onnx.providers import CPU, Placement, check_placed, new_session, place, record_assignment
 from edge_prm.backends.options import PROVIDER_OPTION, EngineOptions, set_options
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
@@ -95,7 +95,8 @@ class OnnxSession:
         """Free the weights, after a run of another thread."""
         with self._lock:
             self._session, self._reopen = None, False
-        self._guest.close()
+        if self._guest.at_home:
+            self._guest.close()
 
     def abandon(self) -> None:
         """Called in a forked child: a session frees itself by waiting for its threads, which are not there."""
@@ -123,10 +124,7 @@ def open_session(
     if placement.provider != CPU:
         record_assignment(session_options)
     try:
-        # By itself ONNX Runtime prints a failure of the provider on stdout, and takes the CPU.
-        session = onnxruntime.InferenceSession(
-            str(path), session_options, providers=placement.providers, enable_fallback=0
-        )
+        session: onnxruntime.InferenceSession = new_session(str(path), session_options, placement)
     except Exception as error:  # the engine's exceptions have no common base of their own
         raise failed(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}", error) from error
     check_placed(session, placement)
