@@ -20,6 +20,7 @@ from json_layout import NUMBER, OR_NULL, problems
 
 from edge_prm.journal import Journal, JournalHeader
 from edge_prm_bench.gpu_day.checkpoint import write_checkpoint
+from edge_prm_bench.gpu_day.environment import child_environment
 from edge_prm_bench.gpu_day.plan import Task, has_torch
 from edge_prm_bench.gpu_day.runner import Runner, newest
 from edge_prm_bench.gpu_day.scale import BUNDLES, FULL, TINY, Shape
@@ -371,6 +372,22 @@ def test_an_export_outside_its_tolerance_is_an_export(runner: Runner) -> None:
 def test_an_export_that_is_refused_says_why(runner: Runner) -> None:
     runner.run([program("sys.exit('Error: the disk is full')", figures=("export",), prints_value=True)], soon())
     assert outcomes(runner)["export"] == "its process ended with code 1: Error: the disk is full"
+
+
+def test_processes_find_the_cuda_libraries_that_pip_installed(tmp_path: Path) -> None:
+    for name in ("cublas", "cudnn"):
+        (tmp_path / "site" / "nvidia" / name / "lib").mkdir(parents=True)
+    found = child_environment(1, {"LD_LIBRARY_PATH": "/own", "HOME": "/h"}, ["", "modules", str(tmp_path / "site")])
+    libraries = [str(tmp_path / "site" / "nvidia" / name / "lib") for name in ("cublas", "cudnn")]
+    assert found["LD_LIBRARY_PATH"].split(os.pathsep) == ["/own", *libraries]
+    assert (found["PYTHONPATH"], found["HOME"]) == (os.pathsep.join(("modules", str(tmp_path / "site"))), "/h")
+    assert "OMP_NUM_THREADS" not in found
+
+
+def test_several_processes_share_the_cores() -> None:
+    found = child_environment(10_000, {}, [])
+    assert (found["OMP_NUM_THREADS"], found["OPENBLAS_NUM_THREADS"]) == ("1", "1")
+    assert "LD_LIBRARY_PATH" not in found
 
 
 # the table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 from edge_prm.exit_codes import EXIT_SOME_FAILED
 from edge_prm.journal import Journal
+from edge_prm_bench.gpu_day.environment import child_environment
 from edge_prm_bench.gpu_day.plan import Task
 
 Row = dict[str, Any]
@@ -75,13 +75,9 @@ class Runner:
 
     def _start(self, task: Task, jobs: int) -> Running:
         missing = self.missing(task)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if jobs > 1:
-            threads = str(max(1, (os.cpu_count() or 1) // jobs))
-            environment |= {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         process = subprocess.Popen(
             [sys.executable, *task.arguments(missing)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8", errors="replace", env=environment,
+            encoding="utf-8", errors="replace", env=child_environment(jobs),
         )  # fmt: skip
         self._say(f"{task.subject}: {', '.join(missing)}")
         started = Running(task, process, set(missing), time.monotonic())
