@@ -42,9 +42,8 @@ class Engine:
 
 
 def device_of(prm: edge_prm.PRM) -> str:
-    """The device of a loaded bundle: `cpu`, `cuda:0`, or `gpu` where the engine does not say which card."""
-    named: str | None = getattr(prm.model, "device", None)
-    return named or ("gpu" if getattr(prm.model, "on_gpu", False) else "cpu")
+    """The device of a loaded bundle: `cpu`, `cuda:0`, `gpu` (all cards of llama.cpp), or a provider's name."""
+    return prm.device
 
 
 def default_threads() -> int:

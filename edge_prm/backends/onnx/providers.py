@@ -81,6 +81,16 @@ def place(options: EngineOptions, bundle: Bundle) -> Placement:
     return _on_cuda(own, index)
 
 
+def place_on(device: str) -> Placement:
+    """The placement of `cpu`, `cuda` or `cuda:1` for a graph that is no bundle's; raises as `place` does."""
+    kind, index = device_of(device)
+    if kind == "cpu":
+        return Placement()
+    if CUDA not in available():
+        raise InputError(_no_provider(CUDA))
+    return _on_cuda({}, index)
+
+
 def available() -> list[str]:
     """Execution providers of the installed ONNX Runtime."""
     import onnxruntime
