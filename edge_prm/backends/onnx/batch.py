@@ -13,13 +13,13 @@ import numpy as np
 
 from edge_prm.arrays import Float32, Int64
 from edge_prm.backends.onnx.cache import DeviceCache, Resizer
+from edge_prm.backends.onnx.rows import missing_reads, missing_tokens
 from edge_prm.backends.onnx.session import LAST_POSITION, TOTAL_LENGTH, OnnxSession
 from edge_prm.manifest import Architecture
 
 GPU_BATCH_TOKENS = 16_384
 """The most tokens of a batch on a GPU, padding included: a 1.5B takes 0.5 GB of keys and values for them, and about 1
 GB of activations."""
-_QUERY_BLOCK, _FEWEST_READ = 16, 2  # see native.py: no lone row, so that a CPU's bits are those of single texts
 
 
 class BatchRunner:
@@ -36,7 +36,7 @@ class BatchRunner:
         ids = padded(texts)
         batch, width = ids.shape
         wanted = positions(read_at, width)
-        extra = np.zeros(max(0, _FEWEST_READ - len(wanted)), dtype=np.int64)
+        extra = np.zeros(missing_reads(len(wanted)), dtype=np.int64)
         cache = DeviceCache(self._shape, width, self._resizer, batch)
 
         def call(session: Any, options: Any) -> Float32:
@@ -58,7 +58,7 @@ class BatchRunner:
 def padded(texts: Sequence[Int64]) -> Int64:
     """Token ids of texts as int64 `[b, width]`, each filled up with its own last token."""
     width = max(map(len, texts))
-    width += width % _QUERY_BLOCK == 1
+    width += missing_tokens(width)
     return np.stack([np.pad(ids, (0, width - len(ids)), mode="edge") for ids in texts])
 
 

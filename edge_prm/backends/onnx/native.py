@@ -1,9 +1,6 @@
 """ONNX Runtime, with graphs of our own.
 
-On the CPU it multiplies a lone row with another kernel than two or more, with other rounding, and its attention works
-through the queries of a run in blocks (of 16 to 256, as the second-level cache is large), so the last block may be a
-lone row: no run has 1, 17, 33, ... tokens. One more is computed after them and forgotten again; a token does not depend
-on later ones. Nor does a run read fewer than two positions.
+Runs have more rows than were asked for where that keeps bits equal: see `edge_prm.backends.onnx.rows`.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import numpy.typing as npt
 from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
 from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
+from edge_prm.backends.onnx.rows import missing_reads, missing_tokens
 from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
@@ -26,8 +24,6 @@ from edge_prm.bundle import Bundle
 
 CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 2048
 CAPACITY_STEP = 256
-QUERY_BLOCK = 16  # divides the block size of the attention operator, whatever the device
-_FEWEST_READ = 2
 
 
 def load_model(bundle: Bundle, options: EngineOptions) -> OnnxModel:
@@ -134,14 +130,13 @@ class OnnxBackend:
 
     def extend(self, ids: npt.NDArray[np.int64], read_at: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append `ids`, int64 `[tokens]`; the rewards at `read_at`, float32 `[len(read_at)]`."""
-        self._reserve(self._offset + len(ids) + 1)
+        self._reserve(self._offset + len(ids) + missing_tokens(len(ids)))
         rewards = [self._run(chunk, wanted) for chunk, wanted in chunks(ids, read_at, self._model.chunk_tokens)]
         return np.concatenate(rewards)
 
     def _run(self, ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        lone_row = len(ids) % QUERY_BLOCK == 1
-        run_ids = np.append(ids, ids[-1]) if lone_row else ids
-        padding = np.full(max(0, _FEWEST_READ - len(wanted)), len(ids) - 1, dtype=np.int64)
+        run_ids = np.append(ids, np.repeat(ids[-1:], missing_tokens(len(ids))))
+        padding = np.full(missing_reads(len(wanted)), len(ids) - 1, dtype=np.int64)
         rewards = self._model.run(run_ids, np.concatenate([wanted, padding]), self._offset, self._cache)
         self._offset += len(ids)
         self._computed += len(run_ids)
