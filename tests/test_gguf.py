@@ -536,7 +536,6 @@ def test_a_card_that_is_not_there_is_the_engine_s_reason() -> None:
         ({"gguf": True, "reduce_range": True}, "reduce_range is for ONNX bundles"),
         ({"gguf_type": "Q8_0"}, "options of a GGUF bundle"),
         ({"rotate": True}, "options of a GGUF bundle"),
-        ({"recipe": "int4"}, "int4 goes with --gguf"),
     ],
 )
 def test_bad_options_are_named(checkpoint_of: Callable[[str], Path], tmp_path: Path, options: dict, said: str) -> None:
