@@ -107,7 +107,6 @@ def test_a_recipe_is_a_row_and_its_linears(
 ) -> None:
     need_engine("onnx")
     from edge_prm_export.onnx.floats import FloatLinears
-
     from edge_prm_export.onnx.recipes import LINEARS
 
     monkeypatch.setitem(RECIPES, ("onnx", "toy"), replace(RECIPES["onnx", "fp32"], name="toy"))  # type: ignore[arg-type]
