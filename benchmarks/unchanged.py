@@ -19,11 +19,13 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,18 @@ def _names(known: dict[str, Any], text: str) -> list[str]:
     return names
 
 
+def environment(before: Path, after: Path) -> dict[str, str]:
+    """The commits of both checkouts, and what they ran on."""
+    commits = {
+        name: subprocess.run(
+            ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        for name, tree in (("before", before), ("after", after))
+    }
+    versions = {name: version(name) for name in ("numpy", "onnxruntime", "llama-cpp-python", "gguf")}
+    return {**commits, "platform": platform.platform(), "python": platform.python_version(), **versions}
+
+
 def main() -> None:
     """Compare two checkouts, or do the part of one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,7 +196,7 @@ def main() -> None:
         work(options.folder, options.checkpoints, options.recipes)
     else:
         document = compare(options.before.resolve(), options.after.resolve(), options)
-        print(json.dumps(document))
+        print(json.dumps(document | {"environment": environment(options.before, options.after)}))
         raise SystemExit(0 if document["same"] else 1)
 
 

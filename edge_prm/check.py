@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edge_prm.backends import EngineOptions
 from edge_prm.backends.onnx.saturation import saturates
@@ -43,13 +44,15 @@ class Check:
     """What a device gave for the golden trajectories.
 
     `verdict` is one of `trusted`, `device` and `recipe`, and `sentence` says why, and what to do. `tolerance` is the
-    limit of `max_difference`.
+    limit of `max_difference`, `incremental_tolerance` that of `incremental_difference` on `device` (see PRM.device).
     """
 
     verdict: str
     sentence: str
     measured: Measured
     tolerance: float
+    incremental_tolerance: float = 0.0
+    device: str = "cpu"
 
     @property
     def trusted(self) -> bool:
@@ -89,6 +92,8 @@ class Check:
             "sentence": self.sentence,
             **vars(self.measured),
             "tolerance": self.tolerance,
+            "incremental_tolerance": self.incremental_tolerance,
+            "device": self.device,
         }
 
 
@@ -102,10 +107,11 @@ def check_bundle(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Ch
     if not manifest.golden or manifest.fidelity is None:
         raise BundleIntegrityError(bundle.folder, "it carries no golden trajectories")
     with PRM(bundle, options) as prm:
-        measured = _measure(bundle, prm)
-    verdict = _verdict(manifest, manifest.fidelity, measured)
-    sentence = _sentence(manifest, manifest.fidelity, measured, verdict)
-    return Check(verdict, sentence, measured, manifest.fidelity.tolerance)
+        device, measured = prm.device, _measure(bundle, prm)
+    limits = _Limits(manifest.fidelity.tolerance, _incremental_tolerance(manifest, manifest.fidelity, device))
+    verdict = _verdict(manifest, limits, measured)
+    sentence = _sentence(manifest, limits, measured, verdict, _place(device))
+    return Check(verdict, sentence, measured, limits.full_precision, limits.incremental, device)
 
 
 def too_coarse(manifest: Manifest, clipped: bool | None = None) -> str:
@@ -150,44 +156,58 @@ def _distances(left: tuple[float, ...], right: tuple[float, ...]) -> list[float]
     return [abs(a - b) for a, b in zip(left, right, strict=True)]
 
 
-def _verdict(manifest: Manifest, fidelity: Fidelity, measured: Measured) -> str:
+class _Limits(NamedTuple):
+    """Tolerances on one device: from full precision, and step by step from one run."""
+
+    full_precision: float
+    incremental: float
+
+
+def _incremental_tolerance(manifest: Manifest, fidelity: Fidelity, device: str) -> float:
+    """That of the device where the recipe has one for it, else the export's own."""
+    tolerances = manifest.recipe.tolerances
+    of_device = tolerances.incremental_on(device)
+    return of_device if of_device < tolerances.incremental else fidelity.incremental_tolerance
+
+
+def _verdict(manifest: Manifest, limits: _Limits, measured: Measured) -> str:
     """The recipe is at fault where the exporting device was outside the tolerance as well, and this one agrees with it
     as closely as the tolerance asks; the exporting device's rewards are in the golden trajectories."""
-    if measured.incremental_difference > fidelity.incremental_tolerance:
+    if measured.incremental_difference > limits.incremental:
         return DEVICE
-    if measured.max_difference <= fidelity.tolerance:
+    if measured.max_difference <= limits.full_precision:
         return TRUSTED
     at_export = max(max(_distances(golden.bundle_rewards, golden.reference_rewards)) for golden in manifest.golden)
-    too_far = at_export > fidelity.tolerance
-    return RECIPE if too_far and measured.device_drift <= fidelity.tolerance else DEVICE
+    too_far = at_export > limits.full_precision
+    return RECIPE if too_far and measured.device_drift <= limits.full_precision else DEVICE
 
 
-def _sentence(manifest: Manifest, fidelity: Fidelity, measured: Measured, verdict: str) -> str:
+def _sentence(manifest: Manifest, limits: _Limits, measured: Measured, verdict: str, place: str) -> str:
     clipped = saturated(manifest)
     if verdict == RECIPE:
-        return _recipe_sentence(manifest, measured, fidelity.tolerance, clipped)
-    if measured.max_difference > fidelity.tolerance:
-        return _device_sentence(manifest, measured, fidelity.tolerance, clipped)
-    place, incremental = _device(), measured.incremental_difference
+        return _recipe_sentence(manifest, measured, limits.full_precision, clipped, place)
+    if measured.max_difference > limits.full_precision:
+        return _device_sentence(manifest, measured, limits.full_precision, clipped, place)
+    incremental = measured.incremental_difference
     if verdict == DEVICE:
         return (
             f"The kernels of this device ({place}) are accurate, and step by step a reward is {incremental:.4f} "
-            f"from that in one run (limit {fidelity.incremental_tolerance:g}): do not compare rewards that were scored "
+            f"from that in one run (limit {limits.incremental:g}): do not compare rewards that were scored "
             "step by step with rewards that were scored in one run; try another version of the engine."
         )
     pieces = f"within {incremental:.4f}" if incremental else "the same bits"
     closer = "; its 8-bit kernels saturate, and a bundle exported with --reduce-range is closer" if clipped else ""
     return (
         f"The kernels of this device ({place}) can be trusted: {measured.reward_count} golden rewards are within "
-        f"{measured.max_difference:.4f} of full precision (limit {fidelity.tolerance:g}), and {pieces} step by step as "
-        f"in one run{closer}."
+        f"{measured.max_difference:.4f} of full precision (limit {limits.full_precision:g}), and {pieces} step by step "
+        f"as in one run{closer}."
     )
 
 
-def _recipe_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None) -> str:
+def _recipe_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None, place: str) -> str:
     drift = measured.device_drift
     agree = f"none is more than {drift:.4f} from" if drift else "none differs from"
-    innocent = "" if clipped else f", and the kernels of this device ({_device()}) are not the cause"
+    innocent = "" if clipped else f", and the kernels of this device ({place}) are not the cause"
     return (
         f"The recipe of this bundle, {manifest.recipe.name}, is too coarse for its checkpoint{innocent}: of "
         f"{measured.reward_count} golden rewards one is {measured.max_difference:.4f} from full precision (limit "
@@ -195,17 +215,19 @@ def _recipe_sentence(manifest: Manifest, measured: Measured, tolerance: float, c
     )
 
 
-def _device_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None) -> str:
+def _device_sentence(manifest: Manifest, measured: Measured, tolerance: float, clipped: bool | None, place: str) -> str:
     remedy = _finer(manifest, clipped) if clipped else "try another version of the engine"
     return (
-        f"The kernels of this device ({_device()}) cannot be trusted with this bundle: of {measured.reward_count} "
+        f"The kernels of this device ({place}) cannot be trusted with this bundle: of {measured.reward_count} "
         f"golden rewards one is {measured.max_difference:.4f} from full precision (limit {tolerance:g}), and one is "
         f"{measured.device_drift:.4f} from what the exporting device gave; {remedy}."
     )
 
 
-def _device() -> str:
-    return platform.machine() or "this device"
+def _place(device: str) -> str:
+    """The processor, and the device where it is another: `aarch64, cuda:0`."""
+    machine = platform.machine() or "this device"
+    return machine if device == "cpu" else f"{machine}, {device}"
 
 
 def saturated(manifest: Manifest) -> bool | None:

@@ -18,6 +18,8 @@ EdgePRMError
 │   └── ExportError                        a bundle cannot be written
 │       └── OutputExistsError (FileExistsError)
 ├── BackendError (RuntimeError)            the engine failed, or its numbers are not finite
+│   ├── MissingKernelsError                the engine was not built for this device
+│   └── DeviceMemoryError (MemoryError)    a device has too little memory
 └── MissingExtraError (ImportError)        an optional dependency is not installed
 """
 
@@ -148,6 +150,14 @@ class OutputExistsError(ExportError, FileExistsError):
 
 class BackendError(EdgePRMError, RuntimeError):
     """The engine failed, or gave numbers that are not finite."""
+
+
+class MissingKernelsError(BackendError):
+    """The engine has the device's provider, and no kernels that run on this very device or with its driver."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """A device, a GPU or the process itself, has too little memory for weights, activations or a KV cache."""
 
 
 class MissingExtraError(EdgePRMError, ImportError):

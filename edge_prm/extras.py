@@ -11,6 +11,7 @@ from edge_prm.errors import MissingExtraError
 DISTRIBUTION = "edge-prm"
 _MODULES = {
     "llama-cpp-python": "llama_cpp",
+    "nvidia-ml-py": "pynvml",
     "onnxruntime-gpu": "onnxruntime",
     "optimum-onnx": "optimum.exporters.onnx",
     "scikit-learn": "sklearn",

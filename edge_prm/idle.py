@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edge_prm.judges import Judge, Scorer
@@ -54,3 +55,14 @@ class IdleScorer:
         if os.getpid() != self._process:  # in a forked child the lock may be held by a thread that is not there
             self._judge.start()  # an engine that cannot be used here says so
             self._process, self._lock, self._idle = os.getpid(), threading.Lock(), None
+
+
+def weak(method: Callable[[], None]) -> Callable[[], None]:
+    """A method of an object that the result does not keep alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (bound := reference()) is not None:
+            bound()
+
+    return call

@@ -24,6 +24,10 @@ class ToleranceWarning(EdgePRMWarning):
     """An exported bundle is further from full precision than its recipe allows."""
 
 
+class SlowDeviceWarning(EdgePRMWarning):
+    """A bundle for GPUs runs on the CPU, because device `auto` found no GPU that its engine can use."""
+
+
 @contextlib.contextmanager
 def on_stderr() -> Iterator[None]:
     """Show our warnings in the block as one line each on stderr, without Python's file names and source lines."""

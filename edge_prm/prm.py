@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, overload
@@ -13,7 +12,7 @@ from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.bundle import Bundle, open_bundle
 from edge_prm.encode import TOKENIZER_NAME, Encoded, Encoder
 from edge_prm.errors import ContextLengthError, EdgePRMError, InputError
-from edge_prm.idle import IdleScorer
+from edge_prm.idle import IdleScorer, weak
 from edge_prm.judges import Judge
 from edge_prm.judges.discriminative import DiscriminativeJudge
 from edge_prm.manifest import Manifest
@@ -35,21 +34,27 @@ def load(
     threads: int | None = None,
     device: str = "auto",
     gpu_layers: int | None = None,
+    provider: str | None = None,
     batch_tokens: int | None = None,
     engine_options: Mapping[str, Any] | None = None,
 ) -> PRM:
     """Load a bundle folder written by `edge-prm export`.
 
-    `threads`: threads of the engine, by default one per core that this process may use. `device`: `cpu`, `gpu` (GGUF
-    bundles, where llama-cpp-python was built for one), or `auto`; `gpu_layers`: layers that the GPU holds, all by
-    default. `batch_tokens`: the most tokens of several texts in one run, 0 for one text at a time (the default on a
-    CPU). `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
+    `threads`: threads of the engine, by default one per core that this process may use. `device`: `cpu`; `cuda`, or
+    `cuda:1` for the second card (ONNX bundles exported with `--device cuda`, and GGUF bundles where llama-cpp-python
+    was built for a GPU); `gpu`, the GPU that the bundle's engine has; or `auto`, the GPU where bundle and engine can
+    use one. `gpu_layers`: layers of a GGUF bundle that the GPU holds, all by default. `provider`: an execution provider
+    of ONNX Runtime in place of the device: `cuda`, `directml`, `coreml`, `openvino`, `webgpu`, or ONNX Runtime's own
+    name. `batch_tokens`: the most tokens of several texts in one run, 0 for one text at a time (the default on
+    a CPU). `engine_options`: the engine's own options by name, passed through unchanged (see EngineOptions).
 
     Takes about as long as reading the weights from disk, and memory for them. A forked child opens an ONNX bundle again
-    at its first use; a GGUF bundle must be loaded in the child. Raises BundleError when the bundle is missing, damaged
-    or newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a bad option.
+    at its first use; a GGUF bundle, or one on a GPU, must be loaded in the child. Raises BundleError when the bundle is
+    missing, damaged or newer than this edge-prm, MissingExtraError when its engine is not installed, InputError for a
+    bad option or a device that the bundle does not run on, BackendError for a device that does not work. Warns with a
+    SlowDeviceWarning when `auto` runs a bundle for GPUs on the CPU.
     """
-    options = EngineOptions(threads, device, gpu_layers, engine_options or {}, batch_tokens=batch_tokens)
+    options = EngineOptions(threads, device, gpu_layers, engine_options or {}, provider, batch_tokens)
     return PRM(open_bundle(path), options)
 
 
@@ -84,12 +89,20 @@ class PRM:
             pool.shutdown(wait=False)  # an interrupt goes through at once
         self._judge: Judge = DiscriminativeJudge(self._encoder, self.model, bundle.manifest.head.default_aggregate)
         self._idle = IdleScorer(self._judge)
-        self.model.spare = _weak(self.forget)
+        self.model.spare = weak(self.forget)
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle is, as data."""
         return self._bundle.manifest
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: `cpu`, `cuda:0`, `gpu` (all cards of llama.cpp), or an execution provider's name.
+
+        `cpu` for an engine of yours that has no `device`.
+        """
+        return str(getattr(self.model, "device", "cpu"))
 
     def __repr__(self) -> str:
         """What it is, in a line: folder, checkpoint, recipe, engine, head."""
@@ -281,14 +294,3 @@ def _close(loading: Future[Model]) -> None:
     """Free a model whose PRM could not be made."""
     if loading.exception() is None:
         loading.result().close()
-
-
-def _weak(method: Callable[[], None]) -> Callable[[], None]:
-    """A method of an object that the result does not keep alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        if (bound := reference()) is not None:
-            bound()
-
-    return call

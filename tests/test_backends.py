@@ -162,8 +162,14 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, gpu"),
-        ({"device": "gpu"}, "which runs on the CPU; for a GPU export with --device cuda or --gguf"),
+        *(({"device": device}, f"device {device!r} is not one of auto, cpu, gpu, cuda (or cuda:1, the second card)")
+          for device in ("tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "cpu:0", "gpu:1", "", 3)),
+        *(({"device": device}, "which runs on the CPU; for a GPU export with --device cuda or --gguf (--int8 --device "
+           "cuda gives recipe w8a16)") for device in ("gpu", "cuda", "cuda:1")),
+        ({"provider": "cuda"}, "which runs on the CPU; for a GPU export with --device cuda or --gguf"),
+        ({"provider": "CUDAExecutionProvider"}, "which runs on the CPU; for a GPU export"),
+        ({"provider": "coreml", "device": "cpu"}, "provider is 'coreml' and device is 'cpu'; choose one of them"),
+        *(({"provider": provider}, f"provider is {provider!r}; give the name of an execution") for provider in ("", 3)),
         *(({"threads": threads}, f"threads is {threads!r}") for threads in (0, -1, 1.5, "2", True)),
         *(({"gpu_layers": layers}, f"gpu_layers is {layers!r}") for layers in (-1, 1.5, "2", True)),
         ({"gpu_layers": 3}, "which runs on the CPU"),
@@ -172,8 +178,9 @@ def test_a_model_that_is_closed_says_so(bundle_of: Callable[..., Path]) -> None:
         ({"options": {"add_session_config_entry": 5}}, "ONNX Runtime has no option 'add_session_config_entry'"),
         ({"options": {"inter_op_num_threads": "many"}}, "does not take 'many' for option 'inter_op_num_threads'"),
         ({"options": {"sessoin.x": "1"}}, "no option 'sessoin.x'; session config entries begin with session."),
+        ({"options": {"provider.x": "1"}}, "provider.x is an option of an execution provider, and the CPU"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_option_is_named(bundle_of: Callable[..., Path], options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         load_model(open_bundle(bundle_of()), EngineOptions(**options))

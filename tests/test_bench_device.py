@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_nvml import FakeCard, FakeNvml, nowhere
 
 from edge_prm.errors import BackendError
 from edge_prm_bench.engine import Engine
@@ -18,6 +19,7 @@ from edge_prm_bench.results import Environment, Results
 from edge_prm_bench.speed import child, process
 from edge_prm_bench.speed.device import Device, Processor, installed_versions, processor_of
 from edge_prm_bench.speed.energy import EnergyMeter, input_milliwatts
+from edge_prm_bench.speed.nvml import CardFacts, find_card
 
 
 def write_package(folder: Path, name: str, energy: int, limit: int = 10_000_000) -> Path:
@@ -52,6 +54,24 @@ def test_a_device_that_measures_no_energy_has_none_and_not_zero(tmp_path: Path) 
     assert meter.energy is None  # the counter did not change
 
 
+def test_the_counter_of_a_card_is_its_energy(tmp_path: Path) -> None:
+    driver = FakeNvml(FakeCard(energy=1_000))
+    with EnergyMeter(None, "no-such-program", find_card(driver, "cuda:0", nowhere)) as meter:
+        driver.cards[0].energy = 4_500
+    assert meter.energy is not None
+    assert meter.energy.joules == pytest.approx(3.5)
+    assert meter.energy.source.startswith("NVML")
+
+
+def test_a_card_that_counts_no_energy_has_none(tmp_path: Path) -> None:
+    write_package(tmp_path, "intel-rapl:0", 5)
+    meter = EnergyMeter(None, "no-such-program", find_card(FakeNvml(FakeCard(energy=None)), "cuda:0", nowhere))
+    assert not meter.available
+    with meter:
+        pass
+    assert meter.energy is None
+
+
 def test_a_counter_that_may_not_be_read_is_no_energy(tmp_path: Path) -> None:
     package = write_package(tmp_path, "intel-rapl:0", 5)
     with EnergyMeter(tmp_path, "no-such-program") as meter:
@@ -59,12 +79,28 @@ def test_a_counter_that_may_not_be_read_is_no_energy(tmp_path: Path) -> None:
     assert meter.energy is None
 
 
+ORIN_NANO = (
+    "11-25-2026 09:40:12 RAM 3011/7620MB (lfb 4x4MB) SWAP 0/3810MB (cached 0MB) CPU [6%@729,2%@729,off,off,0%@729,"
+    "1%@729] EMC_FREQ 0%@2133 GR3D_FREQ 0%@[305] NVJPG off cpu@48.5C soc2@47.3C gpu@48.7C tj@48.7C VDD_IN 4879mW/4901mW "
+    "VDD_CPU_GPU_CV 560mW/571mW VDD_SOC 1480mW/1482mW\n"
+)
+AGX_ORIN = (
+    "11-25-2026 09:40:12 RAM 5120/62797MB (lfb 1x4MB) CPU [1%@1113,0%@1113] GR3D_FREQ 0%@[0,0] cpu@45.9C tj@45.9C "
+    "VDD_GPU_SOC 2403mW/2403mW VDD_CPU_CV 1202mW/1135mW VIN_SYS_5V0 3638mW/3638mW NC 0mW/0mW VDDQ_VDD2_1V8AO "
+    "303mW/303mW NC 0mW/0mW\n"
+)
+THOR = "RAM 6000/125772MB cpu@40.1C VDD_GPU 3000mW/3000mW VIN_SYS_5V0 5000mW/5000mW VIN 31250mW/31000mW\n"
+
+
 @pytest.mark.parametrize(
     ("line", "milliwatts"),
     [
         ("RAM 4072/7620MB CPU [3%@1510] VDD_IN 5368mW/5012mW VDD_CPU_GPU_CV 1234mW/1200mW", 5368),
         ("RAM 1/2MB POM_5V_IN 2532/2500 POM_5V_GPU 0/0", 2532),
-        ("VIN_SYS_5V0 3400mW/3300mW", 3400),
+        (ORIN_NANO, 4879),
+        (AGX_ORIN, 2403 + 1202 + 3638),
+        (THOR, 31250),
+        ("VIN_SYS_5V0 3400mW/3300mW", None),  # the system's part of an AGX Orin
         ("RAM 1/2MB CPU [off]", None),
         ("", None),
     ],
@@ -142,6 +178,14 @@ def test_the_hardware_line_has_processor_threads_and_versions() -> None:
     assert tables.hardware(Results(Environment(device, 1))) == (
         "Cortex (NEON dotprod), 6 cores, 8 GB, power mode 15W; Linux 5.15 aarch64; 1 thread; "
         "python 3.11, onnxruntime 1.22, llama-cpp-python 0.3.36, numpy 2.0"
+    )
+
+
+def test_the_hardware_line_names_the_card_and_its_driver() -> None:
+    device = Device("board", Processor("Cortex", (), 6, None), 8.0, "Linux", None, {"python": "3.12"})
+    cards = {"cuda:1": CardFacts("NVIDIA Fake 1", 24.0, "600.1", "13.1")}
+    assert "8 GB, cuda:1: NVIDIA Fake 1, 24 GB, driver 600.1;" in tables.hardware(
+        Results(Environment(device, 1, cards=cards))
     )
 
 

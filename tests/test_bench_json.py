@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bench_runs import measure, needs, reference_of, write_rows
+from json_layout import NUMBER, OR_NULL, problems
 
 from edge_prm_bench.results import SCHEMA, Environment, Results
 from edge_prm_bench.speed.device import describe_device
 
 needs("onnxruntime", "onnx", "tabulate")
 
-NUMBER = (float, int)
-OR_NULL = type(None)
 ESTIMATE = {"value": (*NUMBER, OR_NULL), "low": (*NUMBER, OR_NULL), "high": (*NUMBER, OR_NULL)}
 TIMING = {"best": NUMBER, "p50": NUMBER, "p95": NUMBER, "worst": NUMBER, "runs": int}
 RANGE = {"p50": NUMBER, "low": NUMBER, "high": NUMBER}
@@ -29,6 +27,7 @@ QUANTIZATION = {
     "verdicts": {"threshold": NUMBER, "flip_rate": ESTIMATE, "first_weak": ESTIMATE},
 }
 ENERGY = {"joules": NUMBER, "seconds": NUMBER, "source": str}
+LIMIT = {"kind": str, "device": str, "gops": NUMBER}
 SPEED = {
     "load": {"warm": TIMING, "cold": (TIMING, OR_NULL)},
     "prefill": [{"tokens": int, "tokens_per_second": NUMBER, "timing": TIMING}],
@@ -38,10 +37,10 @@ SPEED = {
          "one_by_one": int},
         OR_NULL,
     ),
-    "peak_gb": {"*": (*NUMBER, OR_NULL)},
+    "peak_gb": {"*": (*NUMBER, OR_NULL)}, "device_gb": {"*": (*NUMBER, OR_NULL)},
     "fixed": {
         "tokens": int, "tokens_per_second": NUMBER, "share_of_limit": (*NUMBER, OR_NULL),
-        "threads_sweep": {"*": NUMBER}, "energy": (ENERGY, OR_NULL),
+        "threads_sweep": {"*": NUMBER}, "energy": (ENERGY, OR_NULL), "limit": (LIMIT, OR_NULL),
     },
 }  # fmt: skip
 GOLDEN = {"reference": str, "mean_difference": NUMBER, "max_difference": NUMBER, "...": object}
@@ -55,6 +54,9 @@ DOCUMENT = {
         },
         "threads": int, "gemm_gops": (*NUMBER, OR_NULL),
         "throttling": ({"gops_before": NUMBER, "gops_after": NUMBER, "thermal_events": (int, OR_NULL)}, OR_NULL),
+        "cards": {
+            "*": {"name": str, "memory_gb": (*NUMBER, OR_NULL), "driver": (str, OR_NULL), "cuda": (str, OR_NULL)}
+        },
     },
     "bundles": [
         {"name": str, "source": str, "recipe": str, "head": str, "size_gb": NUMBER, "golden": (GOLDEN, OR_NULL),
@@ -90,30 +92,7 @@ DOCUMENT = {
     "failures": [{"name": str, "part": str, "reason": str}],
     "notes": [str],
 }  # fmt: skip
-"""Keys and types. `*`: any key; `...`: more keys; a tuple lists alternatives; a list holds any number of items."""
-
-
-def problems(value: Any, expected: Any, place: str = "$") -> list[str]:
-    """Where a JSON value is not what is expected."""
-    if isinstance(expected, tuple):
-        found = [problems(value, alternative, place) for alternative in expected]
-        return [] if [] in found else found[0]
-    if isinstance(expected, list):
-        if not isinstance(value, list):
-            return [f"{place} is {type(value).__name__}"]
-        return [text for i, item in enumerate(value) for text in problems(item, expected[0], f"{place}[{i}]")]
-    if not isinstance(expected, dict):
-        right = expected is object or type(value) is expected
-        return [] if right else [f"{place} is {type(value).__name__}, not {expected.__name__}"]
-    if not isinstance(value, dict):
-        return [f"{place} is {type(value).__name__}"]
-    if "*" in expected:
-        return [text for key in value for text in problems(value[key], expected["*"], f"{place}.{key}")]
-    named = expected.keys() - {"..."}
-    wrong = [f"{place}.{key} is missing" for key in named - value.keys()]
-    wrong += [f"{place}.{key} is new" for key in value.keys() - named if "..." not in expected]
-    both = named & value.keys()
-    return wrong + [text for key in both for text in problems(value[key], expected[key], f"{place}.{key}")]
+"""Keys and types, as `json_layout` reads them."""
 
 
 @pytest.fixture

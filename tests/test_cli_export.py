@@ -288,7 +288,6 @@ def test_reduce_range_goes_with_int8(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--int4"], "int4 goes with --gguf"),
         (["--rotate"], "options of a GGUF bundle"),
         (["--gguf-type", "Q9"], "gguf_type 'Q9' is not known; choose one of F32, F16"),
         (["--gguf", "--reduce-range"], "reduce_range is for ONNX bundles"),

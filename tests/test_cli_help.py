@@ -130,7 +130,10 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str)
 
 
 def test_an_unknown_command_is_answered_with_the_list() -> None:
-    refused(run("abc"), "there is no command 'abc'; choose one of demo, export, info, check, rows, score, rank, bench")
+    refused(
+        run("abc"),
+        "there is no command 'abc'; choose one of demo, doctor, export, info, check, rows, score, rank, bench",
+    )
 
 
 def test_a_mistyped_option_is_answered_with_the_nearest() -> None:

@@ -24,7 +24,7 @@ COMMAND_LINE = (DOCS / "command-line.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PACKAGES = ("edge_prm", "export", "bench")
 """Folders of the tree that are described down to the last one; the others are one line each."""
-FOREIGN = {"--resolution", "--evaluate", "--folder"}
+FOREIGN = {"--resolution", "--evaluate", "--folder", "--tiny", "--minutes"}
 """Options of other programs that the documents show."""
 
 

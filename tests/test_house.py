@@ -42,7 +42,7 @@ ALLOWED = {
     ),
     "edge_prm.backends": (
         "edge_prm.arrays", "edge_prm.bundle", "edge_prm.cores", "edge_prm.encode", "edge_prm.errors", "edge_prm.head",
-        "edge_prm.manifest", "edge_prm.recipe",
+        "edge_prm.manifest", "edge_prm.notices", "edge_prm.recipe",
     ),
     "edge_prm_export.quantize": ("edge_prm.arrays", "edge_prm.errors"),
     "edge_prm_export.checkpoint": ("edge_prm",),

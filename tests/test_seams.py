@@ -106,12 +106,11 @@ def test_a_recipe_is_a_row_and_its_linears(
     monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     need_engine("onnx")
-    from edge_prm_export.onnx.fp32 import Fp32Linears
-
+    from edge_prm_export.onnx.floats import FloatLinears
     from edge_prm_export.onnx.recipes import LINEARS
 
     monkeypatch.setitem(RECIPES, ("onnx", "toy"), replace(RECIPES["onnx", "fp32"], name="toy"))  # type: ignore[arg-type]
-    monkeypatch.setitem(LINEARS, "toy", lambda graph, recipe: Fp32Linears(graph))
+    monkeypatch.setitem(LINEARS, "toy", lambda graph, recipe: FloatLinears(graph))
     checkpoint = write()
     bundle = exported(checkpoint, tmp_path / "new", recipe="toy")
     assert rewards(bundle) == rewards(exported(checkpoint, tmp_path / "known", recipe="fp32"))

@@ -16,6 +16,8 @@ from edge_prm_bench.engine import Engine
 from edge_prm_bench.speed import latency, process
 from edge_prm_bench.speed.device import Device, Throttling
 from edge_prm_bench.speed.energy import Energy
+from edge_prm_bench.speed.gemm import Limit
+from edge_prm_bench.speed.nvml import CardFacts
 from edge_prm_bench.statistics.best_of_n import BestOfN
 from edge_prm_bench.statistics.coverage import Omission, Scored
 from edge_prm_bench.statistics.fidelity import Capability, Quantization
@@ -86,7 +88,8 @@ class Options:
 class FixedLength:
     """What is measured at one length only: the length of `tokens` that is nearest to 512.
 
-    `share_of_limit`: tokens/s as a share of what the device's int8 GEMM alone would allow; None for other precisions.
+    `share_of_limit`: tokens/s as a share of what matrix multiplications alone would allow, at the rate of `limit`; None
+    for recipes and devices whose limit is not measured.
     `threads_sweep`: tokens/s by number of threads. `energy`: of one text; None where the device does not measure it.
     """
 
@@ -95,13 +98,15 @@ class FixedLength:
     share_of_limit: float | None
     threads_sweep: dict[int, float]
     energy: Energy | None
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
     """Latency and memory of a bundle; `push` and `rank` are None where the context is too short for them.
 
-    `peak_gb`: peak resident memory, GB, by length in tokens; None where the system does not report it.
+    `peak_gb`: peak resident memory, GB, by length in tokens; None where the system does not report it. `device_gb`: the
+    same of a GPU's memory, empty on a CPU.
     """
 
     load: process.Load
@@ -110,11 +115,12 @@ class Speed:
     rank: latency.Rank | None
     peak_gb: dict[int, float | None]
     fixed: FixedLength
+    device_gb: dict[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BundleResult:
-    """A bundle and its figures; `size_gb` of all files; `device`: cpu or gpu, "" where the bundle was not run."""
+    """A bundle and its figures; `size_gb` of all files; `device`: cpu, cuda:0 or gpu, "" where it was not run."""
 
     name: str
     source: str
@@ -128,12 +134,14 @@ class BundleResult:
 
 @dataclass(frozen=True)
 class Environment:
-    """The device and its threads; `gemm_gops`: 10^9 operations/s of its int8 GEMM, None where no speed was measured."""
+    """The device and its threads; `gemm_gops`: 10^9 operations/s of its int8 GEMM, None where no speed was measured.
+    `cards`: the NVIDIA cards that bundles ran on, by device."""
 
     device: Device
     threads: int
     gemm_gops: float | None = None
     throttling: Throttling | None = None
+    cards: dict[str, CardFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

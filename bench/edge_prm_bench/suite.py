@@ -26,8 +26,9 @@ from edge_prm_bench.results import (
 )
 from edge_prm_bench.scorers import BundleScorer, Scorer
 from edge_prm_bench.speed.device import Throttling, describe_device, thermal_events
-from edge_prm_bench.speed.gemm import int8_gemm_gops
+from edge_prm_bench.speed.gemm import Limits, int8_gemm_gops
 from edge_prm_bench.speed.measure import lengths_over_context, measure_speed
+from edge_prm_bench.speed.nvml import facts_of
 from edge_prm_bench.statistics.coverage import Omission, Scored, of_column, of_file
 
 _MAY_FAIL = (EdgePRMError, OSError, MemoryError)
@@ -79,7 +80,7 @@ def run_suite(folders: Sequence[Path], options: Options, progress: Any) -> Resul
     quality = _quality_of(plan, options, columns, scores) if "quality" in options.parts else []
     failed = speeds.failed + scores.failed
     results = Results(
-        environment=Environment(describe_device(), threads, speeds.gemm_gops, speeds.throttling),
+        environment=_environment(threads, speeds, scores),
         bundles=tuple(_bundle_result(scorer, speeds, scores) for scorer in plan.bundles),
         fidelity=FidelityResults.joined(part.results for part in fidelity),
         quality=QualityResults.joined(part.results for part in quality),
@@ -93,13 +94,19 @@ def run_suite(folders: Sequence[Path], options: Options, progress: Any) -> Resul
     return results
 
 
+def _environment(threads: int, speeds: _Speeds, scores: _Scores) -> Environment:
+    devices = sorted({*speeds.devices.values(), *scores.devices.values()})
+    cards = {device: card for device in devices if (card := facts_of(device)) is not None}
+    return Environment(describe_device(), threads, speeds.gemm_gops, speeds.throttling, cards)
+
+
 def _measure_speeds(plan: Plan, options: Options, threads: int, progress: Any) -> _Speeds:
-    """Time the bundles one after the other, and the device's int8 GEMM before and after all of them."""
+    """Time the bundles one after the other, and the processor's int8 GEMM before and after all of them."""
     events, gops = thermal_events(), int8_gemm_gops(threads)
-    speeds = _Speeds(gemm_gops=gops)
+    speeds, limits = _Speeds(gemm_gops=gops), Limits(gops)
     for scorer in plan.bundles:
         try:
-            speeds.of_bundle[scorer], speeds.devices[scorer] = measure_speed(scorer, options, gops, progress)
+            speeds.of_bundle[scorer], speeds.devices[scorer] = measure_speed(scorer, options, limits, progress)
         except _MAY_FAIL as error:
             speeds.failed.append(_failed(scorer, "latency", error))
     now = thermal_events()

@@ -18,7 +18,10 @@ from edge_prm.backends.options import DEVICES as DEVICES
 from edge_prm.backends.options import EngineOptions as EngineOptions
 from edge_prm.bundle import Bundle
 from edge_prm.errors import BackendError, InputError
-from edge_prm.recipe import ENGINES
+from edge_prm.recipe import ENGINES, Recipe
+
+_ON_GPU = {"int8": ("--int8", "w8a16"), "int4": ("--int4", "w4a16")}
+"""Recipe for CPUs -> option of an export with `--device cuda`, and the recipe that this gives."""
 
 
 class Backend(Protocol):
@@ -95,21 +98,35 @@ def load_model(bundle: Bundle, options: EngineOptions = EngineOptions()) -> Mode
             "update edge-prm"
         )
     options = options.checked()
-    on_gpu = options.device not in ("auto", "cpu") or options.gpu_layers
-    if on_gpu and not {"gpu", "cuda"} & {*recipe.devices}:
-        raise InputError(
-            f"{bundle.folder} is a bundle of recipe {recipe.label}, which runs on the CPU; for a GPU export with "
-            "--device cuda or --gguf"
-        )
-    if options.gpu_layers and "gpu" not in recipe.devices:
-        raise InputError(f"{bundle.folder} is an ONNX bundle, which is on one device; leave gpu_layers out")
-    if options.provider is not None and recipe.engine == "gguf":
-        raise InputError(f"{bundle.folder} is a GGUF bundle, and providers are ONNX Runtime's; choose a device")
+    check_device(bundle, options)
     model: Model = importlib.import_module(ENGINES[recipe.engine].module).load_model(bundle, options)
     if options.batch_tokens and model.batches is None:
         model.close()
         raise InputError(f"{bundle.folder} is a bundle that runs one text at a time; leave batch_tokens out")
     return model
+
+
+def check_device(bundle: Bundle, options: EngineOptions) -> None:
+    """InputError for a device or provider that the bundle's recipe does not run on; it names an export that does."""
+    folder, recipe = bundle.folder, bundle.manifest.recipe
+    if options.provider is not None and recipe.engine == "gguf":
+        raise InputError(f"{folder} is a GGUF bundle, and providers are ONNX Runtime's; choose a device")
+    on_cuda = (options.provider or "").lower() in ("cuda", "cudaexecutionprovider")
+    on_gpu = options.device not in ("auto", "cpu") or options.gpu_layers or on_cuda
+    if on_gpu and not {"gpu", "cuda"} & {*recipe.devices}:
+        raise InputError(f"{folder} is a bundle of recipe {recipe.label}, which runs on the CPU; {_for_gpu(recipe)}")
+    if options.gpu_layers and "gpu" not in recipe.devices:
+        raise InputError(
+            f"{folder} is an ONNX bundle, all of which is on one device; leave gpu_layers out, or export with --gguf"
+        )
+
+
+def _for_gpu(recipe: Recipe) -> str:
+    """What runs on a GPU in place of a recipe for CPUs."""
+    if recipe.engine != "onnx":
+        return "choose device 'cpu', or leave it out"
+    option, name = _ON_GPU.get(recipe.name, ("--fp16", "fp16"))
+    return f"for a GPU export with --device cuda or --gguf ({option} --device cuda gives recipe {name})"
 
 
 def chunks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from edge_prm.errors import InputError
 
 DEVICES = ("auto", "cpu", "gpu", "cuda")
 """What `device` may be; `cuda` may be followed by the number of a card: `cuda:1`."""
+PROVIDER_OPTION = "provider."
+"""Engine options whose names begin so are options of the execution provider."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class EngineOptions:
     def checked(self) -> EngineOptions:
         """The same with plain integers and read-only `options`; InputError that names a bad value."""
         kind, _ = device_of(self.device)
+        if self.provider is not None and (not isinstance(self.provider, str) or not self.provider):
+            raise InputError(f"provider is {self.provider!r}; give the name of an execution provider of ONNX Runtime")
         if self.provider is not None and kind != "auto":
             raise InputError(f"provider is {self.provider!r} and device is {self.device!r}; choose one of them")
         threads, gpu_layers, batch = _plain(self.threads), _plain(self.gpu_layers), _plain(self.batch_tokens)
@@ -55,12 +60,15 @@ class EngineOptions:
         return replace(self, threads=threads, gpu_layers=gpu_layers, options=options, batch_tokens=batch)
 
 
-def device_of(device: str) -> tuple[str, int]:
-    """The kind of a device and the number of the card: ("cuda", 1) for `cuda:1`; InputError for none of DEVICES."""
+def device_of(device: str) -> tuple[str, int | None]:
+    """The kind of a device and the number of the card, None where it is not given: ("cuda", 1) for `cuda:1`.
+
+    InputError for none of DEVICES.
+    """
     kind, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in DEVICES or (colon and (kind != "cuda" or not number.isdecimal())):
+    if kind not in DEVICES or (colon and (kind != "cuda" or not re.fullmatch("[0-9]{1,3}", number))):
         raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)} (or cuda:1, the second card)")
-    return kind, int(number or 0)
+    return kind, int(number) if colon else None
 
 
 def set_options(target: Any, options: Mapping[str, Any], known: Collection[str], engine: str) -> None:

@@ -206,7 +206,7 @@ def _suite_options(parts: tuple[str, ...], given: dict[str, Any]) -> Options:
     if "data" in given:
         given["fields"] = shared.take_fields(given)
     given["peers"] = read_baselines(given.get("peers", ()))
-    given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers")))
+    given["engine"] = Engine(*(given.pop(name) for name in ("threads", "device", "gpu_layers", "provider")))
     for name in ("lengths", "sweep"):
         if name in given:
             given[name] = _numbers(name, given[name])

@@ -39,11 +39,13 @@ def info(bundle: Path, as_json: bool) -> None:
         click.echo(f"{click.style(f'{name:>16}', bold=True)}  {printable(value)}")
 
 
-@click.command(cls=Command, examples=("edge-prm check prm-int8", "edge-prm check prm-gguf --device gpu --json"))
+@click.command(cls=Command, examples=("edge-prm check prm-int8", "edge-prm check prm-fp16 --device cuda:1 --json"))
 @_bundle
 @shared.engine
 @shared.as_json
-def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None, as_json: bool) -> None:
+def check(
+    bundle: Path, threads: int | None, device: str, gpu_layers: int | None, provider: str | None, as_json: bool
+) -> None:
     """Verify the hashes of a bundle, and its golden rewards on this device.
 
     Exit code 1: the rewards cannot be trusted. The sentence, and `verdict` in JSON, say whether the kernels of this
@@ -57,7 +59,7 @@ def check(bundle: Path, threads: int | None, device: str, gpu_layers: int | None
     size = sum(entry.bytes for entry in read_manifest(bundle).files.values())
     with verbosity.progress("verifying hashes", size) as advance:
         opened = open_bundle(bundle, verify_all=True, progress=advance)
-    result = check_bundle(opened, EngineOptions(threads, device, gpu_layers))
+    result = check_bundle(opened, EngineOptions(threads, device, gpu_layers, provider=provider))
     click.echo(json.dumps(result.as_dict()) if as_json else result.sentence)
     if not result.trusted:
         sys.exit(EXIT_SOME_FAILED)

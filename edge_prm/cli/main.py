@@ -17,6 +17,7 @@ from edge_prm.cli.bench import bench
 from edge_prm.cli.bundle import check, info
 from edge_prm.cli.completion import completion
 from edge_prm.cli.demo import demo
+from edge_prm.cli.doctor import doctor
 from edge_prm.cli.export import export
 from edge_prm.cli.group import MainGroup
 from edge_prm.cli.rows import show_rows
@@ -43,7 +44,7 @@ def main() -> None:
     """
 
 
-for _command in (demo, export, info, check, show_rows, score, rank, bench, completion):
+for _command in (demo, doctor, export, info, check, show_rows, score, rank, bench, completion):
     main.add_command(_command)
 
 

@@ -10,17 +10,45 @@ from edge_prm.aggregate import AGGREGATES
 from edge_prm.cli.command import CONVENTIONS, ENGINE, INPUT, OUTPUT, SCORING, option, options
 from edge_prm.cli.escapes import unescaped
 
+
+def _checked_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A device as `edge_prm.load` takes it; BadParameter for anything else, before a bundle is loaded."""
+    from edge_prm.backends.options import device_of
+    from edge_prm.errors import InputError
+
+    try:
+        device_of(value)
+    except InputError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+    return value
+
+
+def _devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Completions of --device for a shell."""
+    from edge_prm.backends.options import DEVICES
+
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
 threads = option(
     "--threads", section=ENGINE, type=click.IntRange(min=1), help="Threads of the engine (default: one per core)."
 )
 device = option(
-    "--device", section=ENGINE, type=click.Choice(("auto", "cpu", "gpu")), default="auto", show_default=True,
-    help="Device to run on (gpu: GGUF bundles only).",
+    "--device", section=ENGINE, callback=_checked_device, shell_complete=_devices, default="auto", show_default=True,
+    metavar="auto|cpu|gpu|cuda[:N]",
+    help="Device to run on. gpu: the GPU that the engine has; cuda:1: the second card; auto: the GPU if bundle and "
+    "engine can use one.",
 )  # fmt: skip
 gpu_layers = option(
-    "--gpu-layers", section=ENGINE, type=click.IntRange(min=0), help="Layers to place on the GPU (default: all)."
-)
-engine = options(threads, device, gpu_layers)
+    "--gpu-layers", section=ENGINE, type=click.IntRange(min=0),
+    help="Layers of a GGUF bundle to place on the GPU (default: all).",
+)  # fmt: skip
+provider = option(
+    "--provider", section=ENGINE, metavar="NAME",
+    help="Execution provider of ONNX Runtime in place of the device: directml, coreml, openvino, webgpu, or its own "
+    "name.",
+)  # fmt: skip
+engine = options(threads, device, gpu_layers, provider)
 revision = option("--revision", section=INPUT, help="Revision of a hub id: a branch, tag or commit.")
 yes = option("-y", "--yes", section=INPUT, is_flag=True, help="Download a checkpoint without asking.")
 as_json = option("--json", "as_json", section=OUTPUT, is_flag=True, help="Print JSON on stdout, for programs.")

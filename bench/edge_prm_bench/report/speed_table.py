@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_prm_bench.baselines import Baseline
 from edge_prm_bench.report.cells import NONE, UNKNOWN, Table, number, plural, size, times
 from edge_prm_bench.results import BundleResult, Results, Speed
+from edge_prm_bench.speed.gemm import Limit
 
 _Label = tuple[tuple[int, int], str]
 """The place of a row in the table, and its name."""
@@ -22,10 +23,16 @@ def speed_table(results: Results) -> Table:
     labels = sorted({label for column in columns.values() for label in column})
     rows = tuple((name, *(column.get((order, name), NONE) for column in columns.values())) for order, name in labels)
     environment = results.environment
-    limit = f"The device's int8 GEMM runs at {environment.gemm_gops:.0f} GOPS. " if environment.gemm_gops else ""
+    limit = "".join(f"The {of.kind} GEMM of {of.device} runs at {of.gops:.0f} GOPS. " for of in _limits(results))
     throttling = environment.throttling.sentence if environment.throttling else ""
     runs = "Prefill: the best run. Seconds: median [shortest, longest] of all runs. "
     return Table("Speed and memory", ("", *columns), rows, runs + limit + throttling)
+
+
+def _limits(results: Results) -> list[Limit]:
+    """The limits that shares are of, each once."""
+    speeds = [bundle.speed for bundle in results.bundles if bundle.speed is not None]
+    return list(dict.fromkeys(speed.fixed.limit for speed in speeds if speed.fixed.limit is not None))
 
 
 def _prefill_label(tokens: int) -> _Label:
@@ -35,8 +42,9 @@ def _prefill_label(tokens: int) -> _Label:
 def _speed_column(bundle: BundleResult, speed: Speed) -> _Column:
     column: _Column = {((0, 0), "size"): size(bundle.size_gb), ((0, 1), "device"): bundle.device or NONE}
     column |= {_prefill_label(each.tokens): number(each.tokens_per_second, ".1f") for each in speed.prefill}
-    if speed.fixed.share_of_limit is not None:
-        column[(2, 0), "share of the device's int8 limit"] = number(speed.fixed.share_of_limit, ".0%")
+    if speed.fixed.limit is not None:
+        kind = speed.fixed.limit.kind
+        column[(2, kind == "fp16"), f"share of the device's {kind} limit"] = number(speed.fixed.share_of_limit, ".0%")
     for threads, rate in speed.fixed.threads_sweep.items():
         column[(3, threads), f"tokens/s with {plural(threads, 'thread')}"] = number(rate, ".1f")
     column[(4, 0), "load, files in memory, s"] = times(speed.load.warm)
@@ -45,7 +53,10 @@ def _speed_column(bundle: BundleResult, speed: Speed) -> _Column:
     for tokens, gigabytes in speed.peak_gb.items():
         shown = UNKNOWN if gigabytes is None else number(gigabytes, ".2f")
         column[(7, tokens), f"peak memory at {tokens} tokens, GB"] = shown
-    column[(8, 0), "energy per 1,000 tokens, J"] = _energy(speed)
+    for tokens, gigabytes in speed.device_gb.items():
+        shown = UNKNOWN if gigabytes is None else number(gigabytes, ".2f")
+        column[(8, tokens), f"memory of the GPU at {tokens} tokens, GB"] = shown
+    column[(9, 0), "energy per 1,000 tokens, J"] = _energy(speed)
     return column
 
 

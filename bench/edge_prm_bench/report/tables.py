@@ -7,6 +7,7 @@ from edge_prm_bench.baselines import Baseline
 from edge_prm_bench.report.cells import NONE, Table, estimate, number, plural, short
 from edge_prm_bench.report.speed_table import speed_table
 from edge_prm_bench.results import Results
+from edge_prm_bench.speed.nvml import CardFacts
 from edge_prm_bench.statistics.best_of_n import BestOfN, BestOfNPoint
 from edge_prm_bench.statistics.coverage import Omission
 from edge_prm_bench.statistics.fidelity import Capability, Pairing, Quantization
@@ -55,10 +56,16 @@ def hardware(results: Results) -> str:
     instructions = ", ".join(processor.instructions) or "no int8 instructions known"
     facts = [f"{processor.name} ({instructions})", plural(processor.cores, "core")]
     facts += [f"{device.memory_gb:g} GB"] if device.memory_gb else []
+    facts += [_card(name, card) for name, card in results.environment.cards.items()]
     facts += [f"power mode {device.power_mode}"] if device.power_mode else []
     facts += [f"governor {processor.governor}"] if processor.governor else []
     versions = ", ".join(f"{name} {version}" for name, version in device.versions.items())
     return f"{', '.join(facts)}; {device.system}; {plural(threads, 'thread')}; {versions}"
+
+
+def _card(device: str, card: CardFacts) -> str:
+    known = (card.name, f"{card.memory_gb:g} GB" if card.memory_gb else "", card.driver and f"driver {card.driver}")
+    return f"{device}: " + ", ".join(filter(None, known))
 
 
 def _render(table: Table, style: str) -> str:

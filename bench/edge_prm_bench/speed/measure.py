@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import edge_prm
-from edge_prm_bench.engine import Engine, device_of
+from edge_prm.manifest import Manifest
+from edge_prm_bench.engine import Engine, default_threads, device_of
 from edge_prm_bench.results import FixedLength, Options, Speed, Timed
 from edge_prm_bench.scorers import BundleScorer
 from edge_prm_bench.speed import latency, process
-from edge_prm_bench.speed.energy import Energy, EnergyMeter
+from edge_prm_bench.speed.energy import Energy, meter_for
+from edge_prm_bench.speed.gemm import Limit, Limits
 from edge_prm_bench.statistics.coverage import Omission
 
 FIXED_TOKENS = 512
@@ -21,8 +23,8 @@ _ENERGY_SECONDS = 2  # at least so much work between two readings of a counter
 _Advance = Callable[[int], object]
 
 
-def measure_speed(scorer: BundleScorer, options: Options, gops: float, progress: Any) -> tuple[Speed, str]:
-    """Measure one bundle; return its speed and the device that it ran on. `gops`: the limit of the int8 GEMM."""
+def measure_speed(scorer: BundleScorer, options: Options, limits: Limits, progress: Any) -> tuple[Speed, str]:
+    """Measure one bundle; return its speed and the device that it ran on. `limits`: of matrix multiplication alone."""
     folder, engine, runs = scorer.place, options.engine, options.timed.runs
     lengths = lengths_in_context(scorer, options.timed)
     with progress(f"timing {scorer.name}", len(lengths) + len(options.timed.sweep) + 4) as advance:
@@ -35,16 +37,22 @@ def measure_speed(scorer: BundleScorer, options: Options, gops: float, progress:
             push, rank = latency.measure_pushes(prm), latency.measure_rank(prm, runs)
             advance(2)
             nearest = min(prefill, key=lambda measured: abs(measured.tokens - FIXED_TOKENS))
-            energy = _energy(prm, nearest)
+            energy = energy_of(prm, nearest)
         long = [length for length in lengths if length >= FIXED_TOKENS] or lengths[-1:]
-        peaks = {length: process.measure_peak_memory(folder, length, engine) for length in long}
+        memory = {length: process.measure_peak_memory(folder, length, engine, device) for length in long}
         advance(1)
         sweep = _sweep(scorer, options, nearest.tokens, advance)
-    rate = nearest.tokens_per_second
-    manifest = scorer.manifest
-    share = rate * latency.gop_per_token(manifest) / gops if manifest.recipe.reducible else None
-    fixed = FixedLength(nearest.tokens, rate, share, sweep, energy)
-    return Speed(load, tuple(prefill), push, rank, peaks, fixed), device
+    limit = limits.of(scorer.manifest.recipe, device, engine.threads or default_threads())
+    share = share_of(limit, nearest, scorer.manifest)
+    fixed = FixedLength(nearest.tokens, nearest.tokens_per_second, share, sweep, energy, limit)
+    peaks = {length: taken.peak_gb for length, taken in memory.items()}
+    device_gb = {} if device == "cpu" else {length: taken.device_gb for length, taken in memory.items()}
+    return Speed(load, tuple(prefill), push, rank, peaks, fixed, device_gb), device
+
+
+def share_of(limit: Limit | None, prefill: latency.Prefill, manifest: Manifest) -> float | None:
+    """The share of a limit that a text's linear layers reached; None without a limit."""
+    return None if limit is None else prefill.tokens_per_second * latency.gop_per_token(manifest) / limit.gops
 
 
 def lengths_in_context(scorer: BundleScorer, timed: Timed) -> list[int]:
@@ -79,9 +87,9 @@ def _sweep(scorer: BundleScorer, options: Options, tokens: int, advance: _Advanc
     return rates
 
 
-def _energy(prm: edge_prm.PRM, nearest: latency.Prefill) -> Energy | None:
-    """Energy of one text, the mean over at least two seconds of work."""
-    meter = EnergyMeter()
+def energy_of(prm: edge_prm.PRM, nearest: latency.Prefill) -> Energy | None:
+    """Energy of one text, the mean over at least two seconds of work; None where the device measures none."""
+    meter = meter_for(device_of(prm))
     if not meter.available:
         return None
     runs = max(1, round(_ENERGY_SECONDS / nearest.timing.p50))

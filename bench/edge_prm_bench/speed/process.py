@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ class Load:
     cold: Timing | None
 
 
+@dataclass(frozen=True)
+class Memory:
+    """GB (10^9 bytes): `peak_gb` of the process in main memory, None where the system does not report it (Windows);
+    `device_gb` of a GPU, None on a CPU and where nothing reports it."""
+
+    peak_gb: float | None
+    device_gb: float | None = None
+
+
 def measure_load(bundle: Path, engine: Engine, runs: int) -> Load:
     """Load a bundle in `runs` new processes, and in as many with a cold page cache; BackendError when one fails."""
     cold: list[float] = []
@@ -37,17 +46,17 @@ def measure_load(bundle: Path, engine: Engine, runs: int) -> Load:
     return Load(timing(warm), timing(cold) if cold else None)
 
 
-def measure_peak_memory(bundle: Path, tokens: int, engine: Engine) -> float | None:
-    """Peak resident memory, in GB, of a process that loads the bundle and scores one text of `tokens` tokens.
+def measure_peak_memory(bundle: Path, tokens: int, engine: Engine, device: str = "cpu") -> Memory:
+    """The memory of a process that loads the bundle and scores one text of `tokens` tokens on `device`.
 
-    None where the system does not report it (Windows). BackendError when the process fails.
+    `device` is where the engine runs, as `engine.device_of` names it. BackendError when the process fails.
     """
-    peak = _run(bundle, engine, tokens)["peak_gb"]
-    return None if peak is None else float(peak)
+    facts = _run(bundle, engine, tokens, device)
+    return Memory(facts["peak_gb"], facts.get("device_gb"))
 
 
-def _run(bundle: Path, engine: Engine, tokens: int) -> dict[str, Any]:
-    arguments = [str(bundle), str(tokens), json.dumps(asdict(engine)), json.dumps(sys.path)]
+def _run(bundle: Path, engine: Engine, tokens: int, device: str = "cpu") -> dict[str, Any]:
+    arguments = [str(bundle), str(tokens), device, json.dumps(engine.keywords()), json.dumps(sys.path)]
     command = [sys.executable, str(_CHILD), *arguments]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_prm.arrays import Int64
-from edge_prm.backends.gguf.llama_cpp import HiddenStateTap, StopFlag, capture_log, reason
+from edge_prm.backends.gguf.llama_cpp import HiddenStateTap, Offload, StopFlag, capture_log, reason
 from edge_prm.backends.gguf.options import set_context_options
 from edge_prm.backends.guest import Guest, keep_after_fork
 from edge_prm.errors import BackendError
@@ -78,12 +78,12 @@ class Context:
         self._options = options  # fields of llama_context_params that the user sets
         self._on_gpu = False
 
-    def open(self, path: Path, n_gpu_layers: int, cells: int, sequences: int) -> None:
+    def open(self, path: Path, offload: Offload, cells: int, sequences: int) -> None:
         """Load the weights and make a context; BackendError with the engine's reason."""
         llama = self._llama
         options = llama.llama_model_default_params()
-        options.n_gpu_layers = n_gpu_layers
-        self._on_gpu = n_gpu_layers > 0
+        offload.set(llama, options)
+        self._on_gpu = offload.layers > 0
         with capture_log() as lines:
             llama.llama_backend_init()
             self._handles.model = llama.llama_model_load_from_file(os.fsencode(path), options)

@@ -7,12 +7,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edge_prm.arrays import Float32
 from edge_prm.backends.guest import log_fallback
+from edge_prm.backends.options import device_of
 from edge_prm.errors import BackendError, InputError
 
 _HIDDEN_STATE = b"result_norm"  # llama.cpp's name for the final norm's output, in every model of this family
@@ -164,7 +165,8 @@ def silence_log() -> None:
 
 def reason(lines: list[str]) -> str:
     """The last line of a log that reports a failure."""
-    return next((line for line in reversed(lines) if "fail" in line or "error" in line), "the engine gave no reason")
+    words = ("fail", "error", "invalid value")  # the last one: of a card that is not there
+    return next((line for line in reversed(lines) if any(word in line for word in words)), "the engine gave no reason")
 
 
 def _ggml() -> Any:
@@ -184,20 +186,50 @@ def _ggml() -> Any:
     raise BackendError("this build of llama-cpp-python hides ggml, which hidden states are read with")
 
 
+class Offload(NamedTuple):
+    """What a GPU does: the number of layers that it holds, the output counted, and the number of the card; None for all
+    cards, as llama.cpp divides the layers among them."""
+
+    layers: int = 0
+    card: int | None = None
+
+    @property
+    def device(self) -> str:
+        """The device in a word: `cpu`, `gpu`, or `cuda:1` for a card."""
+        if not self.layers:
+            return "cpu"
+        return "gpu" if self.card is None else f"cuda:{self.card}"
+
+    def set(self, llama_cpp: Any, options: Any) -> None:
+        """Set it in a llama_model_params."""
+        options.n_gpu_layers = self.layers
+        if self.layers and self.card is not None:
+            options.split_mode, options.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, self.card
+
+
+def offload_of(llama_cpp: Any, device: str, gpu_layers: int | None, n_layers: int) -> Offload:
+    """What the GPU does of a model with `n_layers` layers; raises as `gpu_layers_of` does."""
+    return Offload(gpu_layers_of(llama_cpp, device, gpu_layers, n_layers), device_of(device)[1])
+
+
 def gpu_layers_of(llama_cpp: Any, device: str, gpu_layers: int | None, n_layers: int) -> int:
-    """How many of `n_layers` layers (plus the output) the GPU holds.
+    """How many of `n_layers` layers (plus the output) the GPU holds. `cuda` and `gpu` are the same: llama.cpp has one
+    kind of GPU, the one that it was built for.
 
     InputError for a GPU that is not there, or when `device` and `gpu_layers` contradict each other.
     """
+    asked = device not in ("auto", "cpu")
     if device == "cpu" and gpu_layers:
         raise InputError(f"gpu_layers is {gpu_layers} and device is 'cpu'; choose one of them")
-    if device == "gpu" and gpu_layers == 0:
-        raise InputError("gpu_layers is 0 and device is 'gpu'; give the GPU at least one layer, or choose device 'cpu'")
+    if asked and gpu_layers == 0:
+        raise InputError(
+            f"gpu_layers is 0 and device is {device!r}; give the GPU at least one layer, or choose device 'cpu'"
+        )
     if device == "cpu" or gpu_layers == 0:
         return 0
     if llama_cpp.llama_supports_gpu_offload():
         return n_layers + 1 if gpu_layers is None else gpu_layers
-    if device == "gpu" or gpu_layers:
+    if asked or gpu_layers:
         raise InputError(
             "this build of llama-cpp-python runs on the CPU only; install one built for your GPU "
             '(CMAKE_ARGS="-DGGML_CUDA=on", "-DGGML_METAL=on" or "-DGGML_VULKAN=on"), or leave the device out'

@@ -25,7 +25,7 @@ from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.gguf.checks import read_head
 from edge_prm.backends.gguf.context import BATCH_TOKENS, CONTEXT_IS_FULL, Context, Handles
 from edge_prm.backends.gguf.head_file import HEAD_NAME
-from edge_prm.backends.gguf.llama_cpp import HiddenStateTap, StopFlag, gpu_layers_of
+from edge_prm.backends.gguf.llama_cpp import HiddenStateTap, StopFlag, offload_of
 from edge_prm.backends.gguf.options import set_context_options
 from edge_prm.backends.gguf.sequences import Sequences, max_sequences
 from edge_prm.backends.guest import Guest, Result, WeightFiles
@@ -54,7 +54,7 @@ class GgufModel:
         context_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """`gpu_layers`: how many layers the GPU holds; all of them by default, where llama.cpp was built for one.
-        `context_options`: fields of llama_context_params by name.
+        `device`: `cuda:1` places them on that card alone. `context_options`: fields of llama_context_params by name.
 
         MissingExtraError without llama-cpp-python, BundleIntegrityError for a file that is not the manifest's model,
         InputError for a GPU that is not there or an option that llama.cpp does not have, BackendError when llama.cpp
@@ -70,7 +70,8 @@ class GgufModel:
         self.batches = None
         self._files = WeightFiles([path])
         self.head = _read_head(bundle, path)
-        n_gpu_layers = gpu_layers_of(llama_cpp, device, gpu_layers, architecture.layers)
+        offload = offload_of(llama_cpp, device, gpu_layers, architecture.layers)
+        self.device = offload.device
         self._lock = threading.RLock()
         self._guest = Guest()
         tap = HiddenStateTap(llama_cpp, architecture.hidden)
@@ -79,7 +80,7 @@ class GgufModel:
         self._context = Context(llama_cpp, tap, self._handles, threads or usable_cores(), context_options)
         self._sequences = Sequences(self._context, max_sequences(llama_cpp))
         try:
-            self._change(lambda: self._sequences.open(path, n_gpu_layers))
+            self._change(lambda: self._sequences.open(path, offload))
         except BaseException:
             self._change(self._handles.free)
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_prm.backends.gguf.context import Context, round_up
+from edge_prm.backends.gguf.llama_cpp import Offload
 from edge_prm.errors import BackendError
 
 FIRST_CELLS = 2048  # never less than a batch: llama.cpp ends the process for a batch that is larger than its context
@@ -26,9 +27,9 @@ class Sequences:
         self._held: dict[int, int] = {}
         """Sequence -> tokens that it has in the context, or may have after a run that was interrupted."""
 
-    def open(self, path: Path, n_gpu_layers: int) -> None:
+    def open(self, path: Path, offload: Offload) -> None:
         """Load the weights and make a small context; BackendError with the engine's reason."""
-        self._context.open(path, n_gpu_layers, FIRST_CELLS, min(FIRST_SEQUENCES, self.limit))
+        self._context.open(path, offload, FIRST_CELLS, min(FIRST_SEQUENCES, self.limit))
         self._free = list(range(self._context.sequences))[::-1]
 
     def acquire(self) -> int | None:

@@ -6,12 +6,16 @@ are bound to one address: so forgetting tokens is a change of offset, and a run 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_prm.backends.onnx.failures import failed
+from edge_prm.backends.onnx.providers import Placement, check_placed, new_session
 from edge_prm.manifest import Architecture
 
 _RESIZE = "resize_fp16.onnx"
@@ -30,7 +34,10 @@ class Cache(Protocol):
         """Bind `past_*` and `present_*` of an onnxruntime.IOBinding to this memory."""
 
     def resized(self, capacity: int, keep: int) -> Cache:
-        """A second cache with room for `capacity` tokens that begins with the first `keep` of this one."""
+        """A second cache with room for `capacity` tokens that begins with the first `keep` of this one.
+
+        DeviceMemoryError where there is no room for it; this cache is then as it was.
+        """
 
 
 class HostCache:
@@ -38,7 +45,8 @@ class HostCache:
 
     def __init__(self, shape: Architecture, capacity: int, dtype: npt.DTypeLike = np.float32) -> None:
         self._shape = shape
-        self._planes = np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=dtype)
+        with _memory_for(shape, capacity, np.dtype(dtype).itemsize, "cpu"):
+            self._planes = np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=dtype)
 
     @property
     def capacity(self) -> int:
@@ -66,8 +74,10 @@ class DeviceCache:
         self._shape = shape
         self._capacity = capacity
         self._resizer = resizer
+        self._batch = batch
         size = (batch, shape.kv_heads, capacity, shape.head_dim)
-        self._planes = [resizer.allocate(size) for _ in plane_names(shape.layers)]
+        with self._memory():
+            self._planes = [resizer.allocate(size) for _ in plane_names(shape.layers)] if capacity else []
 
     @property
     def capacity(self) -> int:
@@ -83,29 +93,45 @@ class DeviceCache:
     def resized(self, capacity: int, keep: int) -> DeviceCache:
         """A copy of the first `keep` tokens, made on the device."""
         other = DeviceCache(self._shape, capacity, self._resizer)
-        for old, new in zip(self._planes, other._planes, strict=True) if keep else ():
-            self._resizer.copy(old, new, keep, capacity)
+        if keep:
+            with other._memory():
+                for old, new in zip(self._planes, other._planes, strict=True):
+                    self._resizer.copy(old, new, keep, capacity)
         return other
+
+    def _memory(self) -> Any:
+        return _memory_for(self._shape, self._batch * self._capacity, 2, self._resizer.device)
 
 
 class Resizer:
-    """Allocates and copies fp16 tensors on a device, by a graph of two nodes that runs there."""
+    """Allocates and copies fp16 tensors in a device's memory, by a graph of two nodes that runs there."""
 
-    def __init__(self, device: str, index: int, providers: list[Any]) -> None:
-        """`device`: onnxruntime's name of it, such as `cpu` or `cuda`; `providers`: of an InferenceSession."""
+    def __init__(self, placement: Placement) -> None:
+        """BackendError where the device cannot be used."""
         import onnxruntime
 
-        self._device, self._index = device, index
+        self._placement = placement.in_memory
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = 1  # no threads of its own, which a forked child would not have
         graph = (resources.files("edge_prm.backends.onnx") / _RESIZE).read_bytes()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        try:
+            self._session = new_session(graph, options, self._placement)
+        except Exception as error:  # the engine's exceptions have no common base of their own
+            raise failed(f"ONNX Runtime cannot use {self.device}", error) from error
+        check_placed(self._session, self._placement)
+
+    @property
+    def device(self) -> str:
+        """The device whose memory it is."""
+        return self._placement.device
 
     def allocate(self, shape: tuple[int, ...]) -> Any:
         """An onnxruntime.OrtValue, fp16, with no values yet."""
         import onnxruntime
 
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float16, self._device, self._index)
+        place = (self._placement.memory, self._placement.index)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float16, *place)
 
     def copy(self, source: Any, target: Any, keep: int, capacity: int) -> None:
         """Copy the first `keep` tokens of `source` into `target`, which has room for `capacity`."""
@@ -117,6 +143,27 @@ class Resizer:
         self._session.run_with_iobinding(binding)
 
 
+def try_device(placement: Placement) -> None:
+    """BackendError where a device cannot allocate a small tensor and compute with it."""
+    resizer = Resizer(placement)
+    try:
+        source, target = resizer.allocate((1, 1, 4, 8)), resizer.allocate((1, 1, 8, 8))
+        resizer.copy(source, target, 2, 8)
+    except Exception as error:  # the engine's exceptions have no common base of their own
+        raise failed(f"ONNX Runtime cannot use {resizer.device}", error) from error
+
+
 def plane_names(layers: int) -> list[str]:
     """Names of the tensors of keys and values, in the order of the planes."""
     return [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+@contextmanager
+def _memory_for(shape: Architecture, tokens: int, value_bytes: int, device: str) -> Iterator[None]:
+    """Turn a failure to allocate or fill the keys and values of `tokens` into an error with their size."""
+    try:
+        yield
+    except Exception as error:  # the engine's exceptions have no common base of their own
+        size = 2 * shape.layers * shape.kv_heads * tokens * shape.head_dim * value_bytes
+        what = f"a KV cache of {tokens} tokens ({size / 1e9:.2f} GB on {device}) cannot be made"
+        raise failed(what, error) from error

@@ -6,6 +6,7 @@ Runs have more rows than were asked for where that keeps bits equal: see `edge_p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,7 @@ class OnnxModel:
         self.context_length = bundle.manifest.context_length
         self._session = OnnxSession(bundle, options)
         self._batched = TOTAL_LENGTH in {entry.name for entry in self._session.engine.get_inputs()}
-        place = self._session.placement
-        self._resizer = Resizer(place.memory, place.index, place.providers) if self._batched else None
+        self._resizer = Resizer(self._session.placement) if self._batched else None
         self.batches = self._batches(options)
 
     def _batches(self, options: EngineOptions) -> BatchRunner | None:
@@ -48,6 +48,11 @@ class OnnxModel:
         if self._resizer is None or not limit:
             return None
         return BatchRunner(self._session, self.architecture, self._resizer, limit)
+
+    @property
+    def device(self) -> str:
+        """The device in a word: `cpu`, `cuda:0`, or the name of another execution provider."""
+        return self._session.placement.device
 
     @property
     def on_gpu(self) -> bool:
@@ -73,6 +78,10 @@ class OnnxModel:
     def close(self) -> None:
         """Free the weights, after a run of another thread."""
         self._session.close()
+
+    def end_profiling(self) -> Path:
+        """End a profile (engine option `enable_profiling`) and return the file that ONNX Runtime wrote."""
+        return Path(self._session.engine.end_profiling())
 
     def run(
         self, ids: npt.NDArray[np.int64], read_at: npt.NDArray[np.int64], offset: int, cache: Cache

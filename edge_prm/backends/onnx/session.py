@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_prm.backends.guest import Guest, WeightFiles, keep_after_fork, make_immortal, skip_exit_handlers_after_fork
+from edge_prm.backends.onnx.failures import failed
 from edge_prm.backends.onnx.files import check_external_data
-from edge_prm.backends.onnx.providers import PROVIDER_OPTION, Placement, check_placed, place
-from edge_prm.backends.options import EngineOptions, set_options
+from edge_prm.backends.onnx.providers import CPU, Placement, check_placed, new_session, place, record_assignment
+from edge_prm.backends.options import PROVIDER_OPTION, EngineOptions, set_options
 from edge_prm.bundle import Bundle
 from edge_prm.cores import usable_cores
 from edge_prm.encode import TOKENIZER_NAME
@@ -35,6 +36,7 @@ class OnnxSession:
     """An InferenceSession of a bundle; runs of several threads take turns, since each run uses all of its threads.
 
     A forked child opens a session of its own when it first needs it, since those of its parent have no threads there.
+    With a GPU it cannot: CUDA does not survive a fork, and the child is told so.
     """
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
@@ -47,7 +49,7 @@ class OnnxSession:
         check_external_data(path, files)
         self._guest = Guest()
         self._lock = threading.Lock()
-        self.placement = place(options, bundle.manifest.recipe.devices)
+        self.placement = place(options, bundle)
         self._session: onnxruntime.InferenceSession | None = open_session(path, options, self.placement)
         keep_after_fork(self)
 
@@ -83,7 +85,7 @@ class OnnxSession:
                     result = call(session, options)
                     self._seconds_per_token = (time.perf_counter() - start) / tokens
                 except Exception as error:
-                    raise BackendError(f"ONNX Runtime failed at token {offset}: {error}") from error
+                    raise failed(f"ONNX Runtime failed at token {offset}", error) from error
                 self._files.check()
                 return result
 
@@ -93,7 +95,8 @@ class OnnxSession:
         """Free the weights, after a run of another thread."""
         with self._lock:
             self._session, self._reopen = None, False
-        self._guest.close()
+        if self._guest.at_home:
+            self._guest.close()
 
     def abandon(self) -> None:
         """Called in a forked child: a session frees itself by waiting for its threads, which are not there."""
@@ -101,7 +104,8 @@ class OnnxSession:
             make_immortal(self._session)
             make_immortal(getattr(self._session, "_sess", None))
             self._session, self._reopen = None, True
-        self._guest = Guest()
+        if self.placement.provider == CPU:
+            self._guest = Guest()
         self._lock = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
@@ -117,10 +121,12 @@ def open_session(
         raise MissingExtraError("cpu", ["onnxruntime"]) from None
     skip_exit_handlers_after_fork()
     session_options = _session_options(onnxruntime.SessionOptions(), options)
+    if placement.provider != CPU:
+        record_assignment(session_options)
     try:
-        session = onnxruntime.InferenceSession(str(path), session_options, providers=placement.providers)
+        session: onnxruntime.InferenceSession = new_session(str(path), session_options, placement)
     except Exception as error:  # the engine's exceptions have no common base of their own
-        raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        raise failed(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}", error) from error
     check_placed(session, placement)
     return session
 

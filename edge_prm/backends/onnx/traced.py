@@ -48,6 +48,11 @@ class OptimumModel:
             raise BackendError(f"{path} is no graph of this backend: it has no {(missing or ['rewards'])[0]}")
         self.empty = np.empty((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
 
+    @property
+    def device(self) -> str:
+        """The device in a word: `cpu`, or the name of an execution provider."""
+        return self._session.placement.device
+
     def start(self) -> OptimumBackend:
         """Return an empty sequence; BackendError when a file of the weights was overwritten."""
         self._session.check()
