@@ -18,18 +18,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from checkouts import environment, variables
+
 MANIFEST = "edge_prm.json"
+THREADS = 1
 RECIPES: dict[str, dict[str, Any]] = {
     "int8": {"recipe": "int8"},
     "int8-reduced": {"recipe": "int8", "reduce_range": True},
@@ -78,7 +78,7 @@ def facts_of(source: str, output: Path, options: dict[str, Any]) -> dict[str, An
     warnings.simplefilter("ignore")
     try:
         export(source, output, **options)
-        with edge_prm.load(output, threads=1) as prm:
+        with edge_prm.load(output, threads=THREADS) as prm:
             rewards = [prm.score(PROBLEM, steps).rewards for steps in CANDIDATES]
             with prm.session(PROBLEM) as session:
                 rewards.append(tuple(session.push(step) for step in CANDIDATES[0]))
@@ -102,13 +102,11 @@ def work(folder: Path, checkpoints: Sequence[str], recipes: Sequence[str]) -> No
 
 def run_checkout(tree: Path, role: str, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Run this file in a process that imports edge-prm from `tree`; return its facts by case."""
-    paths = [tree, tree / "export", tree / "bench", tree / "tests"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), str(tree), str(tree), "--role", role]
     command += ["--folder", str(folder), "--checkpoints", ",".join(options.checkpoints)]
     command += ["--recipes", ",".join(options.recipes)]
     facts = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables(tree), cwd=folder) as process:
         assert process.stdout is not None, "it is opened with a pipe"
         for line in process.stdout:
             found = json.loads(line)
@@ -166,18 +164,6 @@ def _names(known: dict[str, Any], text: str) -> list[str]:
     return names
 
 
-def environment(before: Path, after: Path) -> dict[str, str]:
-    """The commits of both checkouts, and what they ran on."""
-    commits = {
-        name: subprocess.run(
-            ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        for name, tree in (("before", before), ("after", after))
-    }
-    versions = {name: version(name) for name in ("numpy", "onnxruntime", "llama-cpp-python", "gguf")}
-    return {**commits, "platform": platform.platform(), "python": platform.python_version(), **versions}
-
-
 def main() -> None:
     """Compare two checkouts, or do the part of one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,8 +181,10 @@ def main() -> None:
     elif options.role == "work":
         work(options.folder, options.checkpoints, options.recipes)
     else:
-        document = compare(options.before.resolve(), options.after.resolve(), options)
-        print(json.dumps(document | {"environment": environment(options.before, options.after)}))
+        trees = options.before.resolve(), options.after.resolve()
+        facts = {"environment": environment(*trees, THREADS)}  # before the work, which it must describe
+        document = facts | compare(*trees, options)
+        print(json.dumps(document))
         raise SystemExit(0 if document["same"] else 1)
 
 

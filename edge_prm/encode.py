@@ -266,19 +266,19 @@ def _texts(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list
 
 def _trimmed(input_format: InputFormat, trajectory: Trajectory) -> tuple[str, list[str]]:
     """Prompt and steps without the white space that the chat template takes off the messages that they are in."""
-    prompt, steps = trajectory.prompt, [step.text for step in trajectory.steps]
-    if not input_format.chat.trim_user and not input_format.chat.trim_assistant:
+    prompt, steps, rules = trajectory.prompt, [step.text for step in trajectory.steps], input_format.chat
+    if not rules.trim_user and not rules.trim_assistant:
         return prompt, steps
     if input_format.format == "template":  # the prompt is a message, and all steps are another
-        return trim(prompt, input_format.chat.trim_user), [
-            _trim_side(steps[0], input_format.chat.trim_assistant, "left"),
+        return trim(prompt, rules.trim_user), [
+            _trim_side(steps[0], rules.trim_assistant, "left"),
             *steps[1:],
         ]
     # each step is a message of the user; the first begins with the prompt
-    first = _trim_side(steps[0], input_format.chat.trim_user, "right")
-    return _trim_side(prompt, input_format.chat.trim_user, "left"), [
+    first = _trim_side(steps[0], rules.trim_user, "right")
+    return _trim_side(prompt, rules.trim_user, "left"), [
         first,
-        *(trim(step, input_format.chat.trim_user) for step in steps[1:]),
+        *(trim(step, rules.trim_user) for step in steps[1:]),
     ]
 
 

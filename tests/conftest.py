@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_backend import FakeModel, reward_of
+from field_tokenizers import TOKENIZERS, set_tokenizer_config
 from hypothesis import settings
 from tiny import DEFAULT_SYSTEM_PROMPT, write_checkpoint, write_tokenizer
 
@@ -173,6 +175,64 @@ def write(tmp_path: Path, tokenizer_file: Path) -> Callable[..., Path]:
 
     def make(head: str = "sigmoid", dtype: str = "fp32", shards: int = 1, **options: Any) -> Path:
         return write_checkpoint(tmp_path / "checkpoint", tokenizer_file, head, dtype, shards, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """engine -> a bundle of the embedded demo; not to be changed."""
+    made: dict[str, Path] = {}
+
+    def make(engine: str) -> Path:
+        need_engine(engine)
+        from edge_prm_export import export
+
+        if engine not in made:
+            folder = tmp_path_factory.mktemp("demo") / engine
+            made[engine] = export("demo", folder, gguf=engine == "gguf")
+        return made[engine]
+
+    return make
+
+
+@pytest.fixture(params=("onnx", "gguf"))
+def demo(request: pytest.FixtureRequest, demo_of: Callable[[str], Path]) -> Path:
+    return demo_of(request.param)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt here and in child processes, also where pytest runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = TOKENIZERS[name](folder / f"{len(made)}.json")
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def checkpoint_with(tmp_path_factory: pytest.TempPathFactory, tokenizer_named: Callable[[str], Path]) -> Callable:
+    """(tokenizer, head, settings) -> folder; not to be changed."""
+    made: dict[str, Path] = {}
+
+    def make(tokenizer: str = "byte level", head: str = "two_class", **changes: Any) -> Path:
+        key = json.dumps([tokenizer, head, changes], default=str)
+        if key not in made:
+            folder = write_checkpoint(tmp_path_factory.mktemp("c") / "tiny", tokenizer_named(tokenizer), head)
+            made[key] = set_tokenizer_config(folder, **changes)
+        return made[key]
 
     return make
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,321 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+from field_tokenizers import (
+    LINES,
+    PROMPTS,
+    RAW_TOKENIZERS,
+    STEPS,
+    TEMPLATES,
+    TOKENIZERS,
+    WORDS,
+    encoder_for,
+    encoder_of_kind,
+    sentencepiece_like,
+    set_tokenizer_config,
+    theirs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CHAT_TEMPLATE, opened, set_config, write_checkpoint, write_tokenizer
+from tiny import opened, set_config, write_checkpoint, write_tokenizer
 from tiny_formats import format_of
 
 from edge_prm.encode import Encoded, Encoder
-from edge_prm.errors import CheckpointError, InputError
-from edge_prm.input_format import InputFormat
+from edge_prm.errors import CheckpointError
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.tokenizer import open_tokenizer
 
-ml_dtypes = pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
-
-PROMPTS = ("What is 2 + 3 * 4?", " What?\n", "\n\n  A\tb \u00a0", "e\u0301t\u00e9, 中文 😀\r\n", "\u3000x\u2028")
-STEPS = (
-    ("3 * 4 = 12", "2 + 12 = 14"),
-    ("  one", "two  ", "three\nlines\n\nof text", "\tfour\t"),
-    ("\u00a0a\u00a0", " 中 😀 ", "e\u0301", "."),
-)
-WORDS = st.lists(
-    st.sampled_from(["a", "Janet", " ", "  ", "\t", "\n", "\r\n", "\u00a0", "e\u0301", "中", "😀", "1", "= 4", "."]),
-    min_size=1,
-    max_size=6,
-).map("".join).filter(lambda text: text.strip() != "")  # fmt: skip
-LINES = WORDS.map(lambda text: text.strip("\r\n")).filter(lambda text: text.strip() != "")
-
-CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + CONTENT + '<|im_end|>\\n' }}{% endfor %}"
-OPENED = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-TEMPLATES = {
-    "plain": CHAT_TEMPLATE,
-    "trim": CHATML.replace("CONTENT", "m.content | trim") + OPENED,
-    "strip left": CHATML.replace("CONTENT", "m['content'].lstrip()") + OPENED,
-    "strip right": CHATML.replace("CONTENT", "m['content'].rstrip()") + OPENED,
-    "strip newlines": CHATML.replace("CONTENT", "m['content'].strip('\\n')") + OPENED,
-    "trim the user": CHATML.replace("CONTENT", "(m.content | trim if m.role == 'user' else m.content)") + OPENED,
-    "bos": "{{ bos_token }}" + CHATML.replace("CONTENT", "m.content") + OPENED,
-    "generation": (
-        "{% for m in messages %}\n  {% if m.role == 'user' %}\n<|im_start|>user\n{{ m.content }}<|im_end|>\n"
-        "    {% else %}<|im_start|>assistant\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
-        "  {% endif %}{% endfor %}" + OPENED
-    ),
-    "continue": (
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% if loop.index > 99 %}{% break %}"
-        "{% endif %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}" + OPENED
-    ),
-    "tojson": (
-        "{{ {'b': 'é<', 'a': [1]} | tojson(ensure_ascii=true, indent=2, sort_keys=true) }}"
-        "{{ {'é': '<&>'} | tojson }}{{ [1, 2] | tojson(separators=(',', ':')) }}"
-        + CHATML.replace("CONTENT", "m.content")
-        + OPENED
-    ),
-    "date": "{{ strftime_now('%Y') + '\\n' }}" + CHATML.replace("CONTENT", "m.content") + OPENED,
-}
-
-
-def byte_level(path: Path, **flags: Any) -> Path:
-    """The tiny tokenizer; `flags` are set on `<extra_0>` and `<|im_start|>`."""
-    write_tokenizer(path)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    for token in data["added_tokens"]:
-        if token["content"] in ("<extra_0>", "<|im_start|>"):
-            token |= flags
-    path.write_text(json.dumps(data), encoding="utf-8")
-    return path
-
-
-def sentencepiece_like(path: Path, scheme: str, **flags: Any) -> Path:
-    """A BPE with byte fallback over blanks turned into `▁`, as Llama's; `scheme`: first, always, never or normalizer."""
-    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-    from tokenizers.trainers import BpeTrainer
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    if scheme == "normalizer":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
-    trainer = BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
-    tokenizer.train_from_iterator(["What is 2 + 3? Janet has one egg. user assistant system 4 = 12"] * 5, trainer)
-    data = json.loads(tokenizer.to_str())
-    count = len(data["model"]["vocab"])
-    data["model"]["vocab"] |= {f"<0x{byte:02X}>": count + byte for byte in range(256)}
-    tokenizer = Tokenizer.from_str(json.dumps(data))
-    special = ["<|im_start|>", "<|im_end|>", "<extra_0>", "<|endoftext|>"]
-    tokenizer.add_tokens([AddedToken(token, **({"normalized": False, "special": True} | flags)) for token in special])
-    tokenizer.save(str(path))
-    return path
-
-
-def unigram(path: Path, **flags: Any) -> Path:
-    """A Unigram model whose vocabulary holds its special tokens, so that plain text can become them."""
-    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-
-    special = ["<|im_start|>", "<|im_end|>", "<extra_0>", "<|endoftext|>"]
-    letters = sorted(set("abcdefghijklmnopqrstuvwxyzAJWX<>|_0123456789=+*?.\n▁"))
-    pieces = [("<unk>", 0.0), *((token, -1.0) for token in special), *((letter, -5.0) for letter in letters)]
-    tokenizer = Tokenizer(models.Unigram(pieces, 0, False))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
-    tokenizer.add_special_tokens([AddedToken(token, **({"normalized": False} | flags)) for token in special])
-    tokenizer.save(str(path))
-    return path
-
-
-TOKENIZERS: dict[str, Callable[[Path], Path]] = {
-    "byte level": byte_level,
-    "not special": lambda path: byte_level(path, special=False),
-    "normalized": lambda path: byte_level(path, special=False, normalized=True),
-    "lstrip": lambda path: byte_level(path, lstrip=True),
-    "rstrip": lambda path: byte_level(path, rstrip=True),
-    "strips, not special": lambda path: byte_level(path, lstrip=True, rstrip=True, special=False),
-    "first blank": lambda path: sentencepiece_like(path, "first"),
-    "every blank": lambda path: sentencepiece_like(path, "always", rstrip=True),
-    "no blank": lambda path: sentencepiece_like(path, "never"),
-    "normalizer": lambda path: sentencepiece_like(path, "normalizer"),
-    "unigram": unigram,
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = TOKENIZERS[name](folder / f"{len(made)}.json")
-        return made[name]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def checkpoint_with(tmp_path_factory: pytest.TempPathFactory, tokenizer_named: Callable[[str], Path]) -> Callable:
-    """(tokenizer, head, settings) -> folder; not to be changed."""
-    made: dict[str, Path] = {}
-
-    def make(tokenizer: str = "byte level", head: str = "two_class", **changes: Any) -> Path:
-        key = json.dumps([tokenizer, head, changes], default=str)
-        if key not in made:
-            folder = write_checkpoint(tmp_path_factory.mktemp("c") / "tiny", tokenizer_named(tokenizer), head)
-            made[key] = set_tokenizer_config(folder, **changes)
-        return made[key]
-
-    return make
-
-
-def set_tokenizer_config(folder: Path, **changes: Any) -> Path:
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
-        "chat_template": CHAT_TEMPLATE,
-    } | changes  # fmt: skip
-    kept = {name: value for name, value in config.items() if value is not KeyError}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
-    return folder
-
-
-def encoder_for(folder: Path, form: InputFormat) -> Encoder:
-    return Encoder.of_format(folder / "tokenizer.json", form, 1 << 20, opened(folder).config.vocabulary)
-
-
-def theirs(folder: Path) -> Any:
-    """The oracle, loaded again where files changed."""
-    return _loaded(str(folder), tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())))
-
-
-@functools.lru_cache(maxsize=256)
-def _loaded(folder: str, _stamp: object) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the reference is transformers: pip install transformers")
-    return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-@functools.lru_cache(maxsize=256)
-def encoder_of_kind(folder: Path, kind: str) -> Encoder:
-    return encoder_for(folder, format_of(opened(folder), kind))
-
-
-def chat_ids(tokenizer: Any, prompt: str, steps: tuple[str, ...], separator: str = "<extra_0>") -> list[int]:
-    """The ids that the authors' code gives, up to the last separator: what is after it is never read."""
-    content = "".join(step + separator for step in steps)
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": content}]
-    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    last = max(at for at, id_ in enumerate(ids) if id_ == tokenizer.convert_tokens_to_ids(separator))
-    return list(ids[: last + 1])
-
-
-# templates, token by token
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_a_template_gives_the_ids_of_apply_chat_template(
-    checkpoint_with: Callable, tokenizer: str, template: str
-) -> None:
-    folder = checkpoint_with(tokenizer, chat_template=TEMPLATES[template])
-    encoder, reference = encoder_of_kind(folder, "two_class"), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            assert encoded.ids.tolist() == chat_ids(reference, prompt, steps)
-            separator = reference.convert_tokens_to_ids("<extra_0>")
-            assert encoded.read_at == tuple(np.flatnonzero(encoded.ids == separator))
-
-
-@settings(max_examples=40)
-@given(
-    template=st.sampled_from([*TEMPLATES]),
-    tokenizer=st.sampled_from([*TOKENIZERS]),
-    prompt=WORDS,
-    steps=st.lists(LINES, min_size=1, max_size=4),
-)
-def test_any_text_gives_the_ids_of_apply_chat_template(
-    checkpoint_with: Callable, template: str, tokenizer: str, prompt: str, steps: list[str]
-) -> None:
-    folder = checkpoint_with(tokenizer, chat_template=TEMPLATES[template])
-    trajectory = Trajectory.of(prompt, steps)
-    texts = tuple(step.text for step in trajectory.steps)
-    encoded = encoder_of_kind(folder, "two_class").encode(trajectory)
-    assert encoded.ids.tolist() == chat_ids(theirs(folder), prompt, texts)
-
-
-@pytest.mark.parametrize("template", ["plain", "trim", "strip left", "strip right", "strip newlines", "bos", "date"])
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_a_chat_of_judged_turns_gives_the_ids_of_apply_chat_template(
-    checkpoint_with: Callable, tokenizer: str, template: str
-) -> None:
-    """RLHFlow's way: each step is a turn of the user, and judged where the assistant's answer begins."""
-    folder = checkpoint_with(tokenizer, chat_template=TEMPLATES[template])
-    encoder, reference = encoder_of_kind(folder, "token_pair"), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            chat: list[dict[str, str]] = []
-            for index, step in enumerate(steps):
-                chat.append({"role": "user", "content": step if index else f"{prompt} {step}"})
-                asked = reference.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-                assert encoded.ids[: encoded.read_at[index] + 1].tolist() == list(asked)
-                chat.append({"role": "assistant", "content": "+"})
-
-
-LLAMA_2 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
-    "{% else %} {{ m.content.strip() }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-
-
-def test_an_answer_that_shares_a_token_with_a_blank_is_read_before_the_blank(checkpoint_with: Callable) -> None:
-    """Llama 2's template opens no answer by itself; the judgement is of the token before `Ġ+`."""
-    folder = checkpoint_with(chat_template=LLAMA_2)
-    form = format_of(opened(folder), "token_pair", answer="Ġ+")
-    encoder, reference = encoder_for(folder, form), theirs(folder)
-    good = reference.convert_tokens_to_ids("Ġ+")
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            chat: list[dict[str, str]] = []
-            for index, step in enumerate(steps):
-                chat.append({"role": "user", "content": step if index else f"{prompt} {step}"})
-                chat.append({"role": "assistant", "content": "+"})
-                ids = list(reference.apply_chat_template(chat, return_dict=False))
-                assert ids[-2] == good
-                assert encoded.ids[: encoded.read_at[index] + 1].tolist() == ids[:-2]
-    with pytest.raises(CheckpointError, match=r"the answer '\+' is the token \['Ġ\+'\] and not '\+'; .*--good-token"):
-        format_of(opened(folder), "token_pair", answer="+")
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_tags_give_the_ids_of_the_text(checkpoint_with: Callable, tokenizer: str) -> None:
-    """Math-Shepherd's way: one text, a tag closes each step."""
-    folder = checkpoint_with(tokenizer)
-    form = format_of(opened(folder), "token_pair", " =", " ", "\n")
-    encoder, reference = encoder_for(folder, form), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            text = prompt + " " + "\n".join(f"{step} =" for step in steps)
-            assert encoded.ids.tolist() == reference(text)["input_ids"]
-            for count, at in enumerate(encoded.read_at, 1):
-                start = prompt + " " + "\n".join(f"{step} =" for step in steps[:count])
-                assert encoded.ids[: at + 1].tolist() == reference(start)["input_ids"]
-
-
-@pytest.mark.parametrize("separator", ["\n", "<extra_0>"])
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_pieces_give_the_ids_of_trl(checkpoint_with: Callable, tokenizer: str, separator: str) -> None:
-    """PRMTrainer.tokenize_row: bos_token_id, prompt, steps and separators, each tokenized by itself."""
-    folder = checkpoint_with(tokenizer, "token_class")
-    form = format_of(opened(folder), "token_class", separator)
-    encoder, reference = encoder_for(folder, form), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            ids, read_at = [reference.bos_token_id, *reference(prompt, add_special_tokens=False)["input_ids"]], []
-            for step in steps:
-                ids += reference(step, add_special_tokens=False)["input_ids"]
-                ids += reference.encode(separator, add_special_tokens=False)
-                read_at.append(len(ids) - 1)
-            assert (encoded.ids.tolist(), list(encoded.read_at)) == (ids, read_at)
-
-
-RAW_TOKENIZERS = [name for name in TOKENIZERS if name not in ("unigram", "strips, not special")]
-
-
-@pytest.mark.parametrize("tokenizer", RAW_TOKENIZERS)
-def test_raw_text_gives_the_ids_of_the_text(checkpoint_with: Callable, tokenizer: str) -> None:
-    folder = checkpoint_with(tokenizer, "sigmoid")
-    encoder, reference = encoder_of_kind(folder, "sigmoid"), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            trajectory = Trajectory.of(prompt, list(steps))
-            encoded = encoder.encode(trajectory)
-            assert encoded.ids.tolist() == reference(prompt + trajectory.completion)["input_ids"]
-            text = prompt
-            for step, at in zip(trajectory.steps, encoded.read_at, strict=True):
-                text += step.text + step.separator
-                assert encoded.ids[: at + 1].tolist() == reference(text)["input_ids"]
+pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
 
 # text of the user stays text
@@ -393,99 +102,6 @@ def test_a_token_that_is_not_found_in_a_text_is_refused(tmp_path: Path) -> None:
     tokenizer = sentencepiece_like(tmp_path / "t.json", "normalizer", normalized=True)
     folder = write_checkpoint(tmp_path / "c", tokenizer, "two_class")
     with pytest.raises(CheckpointError, match=r"does not fit its format: the token '<\|im_start\|>' is not read"):
-        format_of(opened(folder), "two_class")
-
-
-# templates that are refused, or texts
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        (CHATML.replace("CONTENT", "m.content | upper"), "does not show user and assistant"),
-        (CHATML.replace("CONTENT", "m.content | e"), "rewrites the text|as they are"),
-        (CHATML.replace("CONTENT", "m.content | tojson"), "does not show|turns the message|rewrites the text"),
-        (CHATML.replace("CONTENT", "m.content | replace('  ', ' ')"), "turns the message|rewrites the text"),
-        (CHATML.replace("CONTENT", "m.content | truncate(50)"), "rewrites the text"),
-        (CHATML.replace("CONTENT", "m.content.split('\\n\\n')[-1]"), "turns the message|rewrites the text"),
-        (CHATML.replace("CONTENT", "m.content[1:]"), "does not show"),
-        (CHATML.replace("CONTENT", "m.content.strip('.')"), "rewrites the text"),
-    ],
-)
-def test_a_template_that_rewrites_messages_is_refused(checkpoint_with: Callable, template: str, said: str) -> None:
-    folder = checkpoint_with(chat_template=template)
-    with pytest.raises(CheckpointError, match=said):
-        format_of(opened(folder), "two_class")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "{{ m.content + ('' if loop.last else ' ') }}",
-        "{{ (m.content | trim) if loop.last else m.content }}",
-        "{{ m.content if loop.last else (m.content | trim) }}",
-        "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>{% endif %}{{ m.content }}",
-        "{% if loop.index > 3 %}!{% endif %}{{ m.content }}",
-    ],
-)
-def test_a_template_that_writes_the_last_turn_otherwise_is_refused(checkpoint_with: Callable, body: str) -> None:
-    template = f"{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}:{body}<|im_end|>{{% endfor %}}"
-    template += "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
-    folder = checkpoint_with(chat_template=template)
-    with pytest.raises(CheckpointError, match="its chat template"):
-        format_of(opened(folder), "token_pair")
-
-
-def test_text_that_a_template_would_rewrite_is_refused_when_it_comes(checkpoint_with: Callable) -> None:
-    """Qwen3's template takes the thinking out of an answer."""
-    content = "(m.content.split('</think>')[-1].lstrip('\\n') if m.role == 'assistant' else m.content)"
-    folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", content))
-    form = format_of(opened(folder), "two_class")
-    assert (form.chat.refused, form.chat.trim_user, form.chat.trim_assistant) == (("</think>",), "", "left-newlines")
-    encoder = encoder_for(folder, form)
-    encoded = encoder.encode(Trajectory.of("Q", ["a", "b"]))
-    assert encoded.ids.tolist() == chat_ids(theirs(folder), "Q", ("a", "b"))
-    with pytest.raises(InputError, match="step 1 holds '</think>', and this checkpoint's chat template rewrites"):
-        encoder.encode(Trajectory.of("Q", ["a", "<think>b</think>c"]))
-
-
-def test_a_string_that_only_this_template_knows_is_refused_when_it_comes(checkpoint_with: Callable) -> None:
-    folder = checkpoint_with(chat_template=CHATML.replace("CONTENT", "m.content | replace('@@secret', '')"))
-    assert format_of(opened(folder), "two_class").chat.refused == ("@@secret",)
-
-
-def test_a_date_in_a_template_is_kept_and_said(checkpoint_with: Callable) -> None:
-    form = format_of(opened(checkpoint_with(chat_template=TEMPLATES["date"])), "two_class")
-    assert form.chat.dated.startswith(form.before[:4])
-    assert format_of(opened(checkpoint_with()), "two_class").chat.dated == ""
-
-
-def test_templates_are_found_where_transformers_finds_them(checkpoint_with: Callable, tmp_path: Path) -> None:
-    def marked(mark: str) -> str:
-        return mark + CHATML.replace("CONTENT", "m.content")
-
-    folder = Path(shutil.copytree(checkpoint_with(chat_template=KeyError), tmp_path / "c"))
-
-    def same(mark: str) -> None:
-        assert format_of(opened(folder), "two_class").before.startswith(mark)
-        assert theirs(folder).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith(mark)
-
-    with pytest.raises(CheckpointError, match=r"has no chat template, .*--separator"):
-        format_of(opened(folder), "token_pair")
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": marked("processor ")}))
-    assert format_of(opened(folder), "two_class").before.startswith("processor ")
-    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": marked("list ")}]
-    set_tokenizer_config(folder, chat_template=named)
-    same("list ")
-    set_tokenizer_config(folder, chat_template=marked("config "))
-    same("config ")
-    (folder / "chat_template.jinja").write_text(marked("file "))
-    same("file ")
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("x")
-    same("file ")
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(CheckpointError, match=r"no chat template named default \(it has 'tool_use'\)"):
         format_of(opened(folder), "two_class")
 
 

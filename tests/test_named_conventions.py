@@ -20,6 +20,7 @@ from edge_prm.head import HEADS
 from edge_prm.trajectory import Trajectory
 from edge_prm_export.checkpoint.conventions import CONVENTIONS, Given, choose
 from edge_prm_export.checkpoint.files import Checkpoint, open_checkpoint
+from edge_prm_export.checkpoint.head import HEAD_READERS
 from edge_prm_export.checkpoint.template import WRITINGS, head_and_format
 
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
@@ -391,6 +392,12 @@ def test_every_row_names_a_kind_of_head_and_a_way_of_writing() -> None:
         assert row.head in HEADS
         assert row.writing in WRITINGS
         assert len(row.labels) == HEADS[row.head].tokens
+
+
+def test_every_head_that_is_found_has_one_convention() -> None:
+    """Without `--format`, the place of the head decides."""
+    places = [row.place for row in CONVENTIONS.values() if row.place]
+    assert sorted(places) == sorted(HEAD_READERS)
 
 
 def test_the_help_of_export_names_every_convention() -> None:

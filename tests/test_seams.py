@@ -33,6 +33,8 @@ from edge_prm_export.checkpoint import head as checkpoint_head
 from edge_prm_export.checkpoint.config import FAMILIES, DecoderSpec, Shapes
 from edge_prm_export.checkpoint.conventions import CONVENTIONS, Convention, Pieces
 
+pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
+
 PROMPT, STEPS = "How many eggs does she sell?", ["Janet has 16 eggs.", "She eats 3.", "So she sells 13."]
 
 

@@ -69,12 +69,13 @@ def _description(manifest: Manifest) -> dict[str, str]:
     """The lines of `edge-prm info`: what they are about, and the text."""
     architecture, source, recipe = manifest.architecture, manifest.source, manifest.recipe
     tokens = f" ({' against '.join(map(repr, manifest.head.tokens))})" if manifest.head.tokens else ""
+    convention = f", convention {manifest.provenance.convention}" * bool(manifest.provenance.convention)
     more = ", reduced range" * recipe.reduce_range + ", rotated" * recipe.rotated
     lines = {
         "source": source.name + (f" at {source.revision}" if source.revision else ""),
         "model": f"{architecture.model_type}, {architecture.layers} layers, hidden {architecture.hidden}",
         "head": f"{manifest.head.kind}{tokens}, score by {manifest.head.default_aggregate}",
-        "steps": f"{manifest.input.format}, separator {manifest.input.separator!r}",
+        "steps": f"{manifest.input.format}, separator {manifest.input.separator!r}{convention}",
         "context": f"{manifest.context_length} tokens",
         "recipe": f"{recipe.name}{more} for backend {manifest.backend}",
         "written by": f"edge-prm {manifest.edge_prm_version}, format {manifest.format_version}",

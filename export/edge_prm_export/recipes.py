@@ -73,7 +73,8 @@ def recipes_for(
 def _onnx_recipe(engine: str, name: str, reduce_range: bool) -> Recipe:
     if (engine, name) not in ALL:
         more = f"; {name} goes with --gguf" if name in GGUF_RECIPES else ""
-        raise InputError(f"recipe {name!r} is not known to ONNX; choose one of {', '.join(ONNX_RECIPES)}{more}")
+        known = ", ".join(name for of, name in ALL if of == engine)
+        raise InputError(f"recipe {name!r} is not known to ONNX; choose one of {known}{more}")
     recipe = ALL[engine, name]
     if reduce_range and not recipe.reducible:
         raise InputError(f"reduce_range goes with recipe int8; {name} has no 8-bit weights to reduce")
