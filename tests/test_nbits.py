@@ -11,106 +11,131 @@ from hypothesis import strategies as st
 
 from edge_prm_export.onnx.nbits import has_wide_down
 from edge_prm_export.quantize.gptq import GPTQ
-from edge_prm_export.quantize.nbits import block_for, block_scales, grid_of, nearest, packed, zero_point
+from edge_prm_export.quantize.nbits import Blocks, Scales, scales_of
 
 RNG = np.random.default_rng(11)
 
 
-def stored(integers: np.ndarray, scales: np.ndarray, bits: int, block: int) -> np.ndarray:
+def stored(integers: np.ndarray, scales: Scales) -> np.ndarray:
     """The weight that integers `[out, in]` and scales `[out, blocks]` stand for, by the operator's formula."""
-    wide = np.repeat(scales, block, axis=1)[:, : integers.shape[1]]
-    return (integers.astype(np.float32) - zero_point(bits)) * wide
+
+    def wide(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, scales.blocks.block, axis=1)[:, : integers.shape[1]]
+
+    return (integers.astype(np.float32) - wide(scales.zero_points)) * wide(scales.scales)
+
+
+def rounded(weight: np.ndarray, scales: Scales) -> np.ndarray:
+    """The stored weight when each value is rounded by itself."""
+    return stored(scales.nearest(weight), scales)
 
 
 @given(
     bits=st.sampled_from([4, 8]), block=st.sampled_from([16, 32, 64, 128]), width=st.integers(1, 200),
-    size=st.floats(1e-6, 1e6), seed=st.integers(0, 99),
+    size=st.floats(1e-6, 1e6), shift=st.floats(-3, 3), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_a_weight_is_at_most_half_a_step_off_or_clipped_to_its_own_gain(
-    bits: int, block: int, width: int, size: float, seed: int
+    bits: int, block: int, width: int, size: float, shift: float, seed: int
 ) -> None:
-    weight = (np.random.default_rng(seed).standard_normal((3, width)) * size).astype(np.float32)
-    scales = block_scales(weight, bits, block)
-    assert scales.shape == (3, -(-width // block))
-    restored = stored(nearest(weight, scales, bits, block), scales, bits, block)
-    largest = np.abs(weight).max(axis=1, keepdims=True) / (zero_point(bits) - 1)
-    simple = np.clip(np.rint(weight / np.repeat(_amax(weight, block), block, 1)[:, :width]), -7, 7)
-    assert np.abs(restored - weight).max() <= (0.5 if bits == 8 else 3.5) * largest.max() * 1.001
+    weight = ((np.random.default_rng(seed).standard_normal((3, width)) + shift) * size).astype(np.float32)
+    scales = scales_of(weight, Blocks(bits, block))
+    assert scales.scales.shape == scales.zero_points.shape == (3, -(-width // block))
+    error = rounded(weight, scales) - weight
+    if bits == 8:
+        assert np.abs(error).max() <= 0.5 * np.abs(weight).max() / 127 * 1.001
+    plain = _rounded_over_its_range(weight, block) - weight
     if bits == 4:
-        plain = simple * np.repeat(_amax(weight, block), block, 1)[:, :width]
-        assert ((restored - weight) ** 2).sum() <= ((plain - weight) ** 2).sum() * 1.001
+        assert (error**2).sum() <= (plain**2).sum() * 1.001
 
 
-def _amax(weight: np.ndarray, block: int) -> np.ndarray:
-    """The scale that reaches the largest weight of each block with 7."""
-    filled = np.pad(weight, ((0, 0), (0, -weight.shape[1] % block)))
-    return np.maximum(np.abs(filled).reshape(len(weight), -1, block).max(axis=-1) / 7, 1e-38)
+def _rounded_over_its_range(weight: np.ndarray, block: int) -> np.ndarray:
+    """Four bits, a block's sixteen values spread evenly from its smallest weight to its largest, zero among them."""
+    found = []
+    for row in weight:
+        for start in range(0, len(row), block):
+            part = row[start : start + block]
+            low, high = min(part.min(), 0), max(part.max(), 0)
+            step = max((high - low) / 15, 1e-38)
+            zero = np.rint(-low / step)
+            found.append((np.clip(np.rint(part / step) + zero, 0, 15) - zero) * step)
+    return np.concatenate(found).reshape(weight.shape)
 
 
-def test_a_block_of_zeros_stays_zero() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_block_of_zeros_stays_zero(bits: int) -> None:
     weight = np.zeros((2, 64), dtype=np.float32)
     weight[1, 40] = 3.0
-    for bits in (4, 8):
-        scales = block_scales(weight, bits, 32)
-        restored = stored(nearest(weight, scales, bits, 32), scales, bits, 32)
-        assert not restored[0].any()
-        assert restored[1, 40] == pytest.approx(3.0)
+    restored = rounded(weight, scales_of(weight, Blocks(bits, 32)))
+    assert not restored[0].any()
+    assert restored[1, 40] == pytest.approx(3.0)
 
 
-def test_scales_are_rounded_as_they_are_stored() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_are_rounded_as_they_are_stored(bits: int) -> None:
     weight = RNG.standard_normal((8, 64)).astype(np.float32)
-    scales = block_scales(weight, 4, 32, np.float16)
+    scales = scales_of(weight, Blocks(bits, 32), np.float16).scales
     assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
+
+
+def test_a_channel_that_is_large_errs_less_when_it_counts_more() -> None:
+    weight = RNG.standard_normal((200, 32)).astype(np.float32)
+    importance = np.where(np.arange(32) == 7, 100, 1)
+    even, weighted = scales_of(weight, Blocks(4, 32)), scales_of(weight, Blocks(4, 32), importance=importance)
+
+    def error(scales: Scales) -> float:
+        return float(((rounded(weight, scales) - weight)[:, 7] ** 2).mean())
+
+    assert error(weighted) < 0.5 * error(even)
 
 
 def test_gptq_errs_less_on_the_inputs_that_it_knows() -> None:
     inputs = (RNG.standard_normal((2000, 24)) @ RNG.standard_normal((24, 96))).astype(np.float32)
     weight = RNG.standard_normal((40, 96)).astype(np.float32)
-    scales = block_scales(weight, 4, 32)
-    clever = stored(GPTQ(inputs).quantize_to_grid(weight, grid_of(scales, 4, 32)).T, scales, 4, 32)
-    simple = stored(nearest(weight, scales, 4, 32), scales, 4, 32)
+    scales = scales_of(weight, Blocks(4, 32))
+    clever = stored(GPTQ(inputs).quantize_to_grid(weight, scales.grid()).T, scales)
 
     def error(found: np.ndarray) -> float:
         return float(((inputs @ (found - weight).T) ** 2).mean())
 
-    assert error(clever) < 0.7 * error(simple)
+    assert error(clever) < 0.7 * error(rounded(weight, scales))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("width", "block"), [(64, 32), (96, 64), (40, 16)])
+@pytest.mark.parametrize(("width", "block"), [(64, 32), (96, 32), (40, 16)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_onnx_runtime_reads_what_is_stored(bits: int, width: int, block: int, dtype: Any) -> None:
     onnx = pytest.importorskip("onnx", reason='a graph needs onnx: pip install "edge-prm[export]"')
     onnxruntime = pytest.importorskip("onnxruntime", reason='this needs onnxruntime: pip install "edge-prm[cpu]"')
-    weight = RNG.standard_normal((24, width)).astype(np.float32)
-    scales = block_scales(weight, bits, block, dtype)
-    integers = nearest(weight, scales, bits, block)
+    weight = (RNG.standard_normal((24, width)) + 0.5).astype(np.float32)
+    scales = scales_of(weight, Blocks(bits, block), dtype)
+    integers = scales.nearest(weight)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    layout = {"K": width, "N": 24, "bits": bits, "block_size": block}
-    node = onnx.helper.make_node("MatMulNBits", ["rows", "weight", "scales"], ["out"], domain="com.microsoft", **layout)
+    stored_as = {"weight": scales.packed(integers), "scales": scales.scales.astype(dtype)}
+    if scales.blocks.has_zero_points:
+        stored_as["zero"] = scales.packed_zero_points()
+    node = onnx.helper.make_node(
+        "MatMulNBits", ["rows", *stored_as], ["out"], domain="com.microsoft", K=width, N=24, bits=bits, block_size=block
+    )
     graph = onnx.helper.make_graph(
         [node],
         "test",
         [onnx.helper.make_tensor_value_info("rows", kind, ["m", width])],
         [onnx.helper.make_tensor_value_info("out", kind, ["m", 24])],
-        [
-            onnx.numpy_helper.from_array(packed(integers, bits, block), "weight"),
-            onnx.numpy_helper.from_array(scales.astype(dtype), "scales"),
-        ],
+        [onnx.numpy_helper.from_array(values, name) for name, values in stored_as.items()],
     )
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rows = np.eye(width, dtype=dtype)
     found = session.run(None, {"rows": rows})[0].astype(np.float32)
-    assert np.abs(found.T - stored(integers, scales, bits, block)).max() <= (1e-6 if dtype == np.float32 else 4e-3)
+    assert np.abs(found.T - stored(integers, scales)).max() <= (1e-6 if dtype == np.float32 else 4e-3)
 
 
 @pytest.mark.parametrize(
     ("width", "wanted", "block"), [(1536, 64, 64), (8960, 128, 128), (896, 256, 128), (80, 64, 16)]
 )
 def test_a_block_divides_the_row(width: int, wanted: int, block: int) -> None:
-    assert block_for(width, wanted) == block
+    assert Blocks(4, wanted).fitting(width) == Blocks(4, block)
 
 
 def test_a_third_of_the_middle_and_all_of_the_ends_have_wide_down_weights() -> None:

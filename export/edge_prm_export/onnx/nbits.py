@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edge_prm.arrays import AnyFloat
+from edge_prm.arrays import AnyFloat, UInt8
 from edge_prm_export.checkpoint.config import Shapes
 from edge_prm_export.decoder.layers import Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
@@ -19,18 +20,11 @@ from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, Rotate
 from edge_prm_export.onnx.linears import FeedForward, swiglu
 from edge_prm_export.onnx.writer import MS, GraphWriter
 from edge_prm_export.quantize.gptq import GPTQ
-from edge_prm_export.quantize.nbits import block_for, block_scales, grid_of, nearest, packed
+from edge_prm_export.quantize.nbits import Blocks, Scales, scales_of
+from edge_prm_export.quantize.rows import of_unit_size
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level: activations are rounded to 8 bits, in blocks as the weights are. 0 rounds nothing."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a weight is stored: integers of `bits`, a scale for each block of `block` values."""
-
-    bits: int
-    block: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,14 @@ class NBitsChoice:
     linear: Blocks
     wide: Blocks
     embedding: Blocks
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """A weight as it is stored: `integers` uint8 `[out, in]`."""
+
+    scales: Scales
+    integers: UInt8
 
 
 class NBitsLinears:
@@ -62,53 +64,65 @@ class NBitsLinears:
     def embed(self, name: str, ids: str, decoder: TransformedDecoder) -> str:
         """The embedding of `ids` `[s]`, `[s, hidden]`; only the rows that are read become floating point."""
         graph, shapes = self._graph, decoder.shapes
-        bits, block = self._choice.embedding.bits, block_for(shapes.hidden, self._choice.embedding.block)
-        table = graph.stream(f"{name}.weight", np.uint8, (shapes.vocabulary, shapes.hidden * bits // 8))
-        all_scales = []
+        blocks = self._choice.embedding.fitting(shapes.hidden)
+        table = graph.stream(f"{name}.weight", np.uint8, (shapes.vocabulary, shapes.hidden * blocks.bits // 8))
+        scales = []
         for rows in decoder.embedding_blocks():
-            scales = block_scales(rows, bits, block, self.dtype)
-            table.write(packed(nearest(rows, scales, bits, block), bits, block).reshape(len(rows), -1))
-            all_scales.append(scales.astype(self.dtype))
-        scale_table = graph.weight(f"{name}.scale", np.concatenate(all_scales))
-        layout = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
-        inputs = [table.finish(), ids, scale_table]
+            found = scales_of(rows, blocks, np.float16)
+            table.write(found.packed(found.nearest(rows)).reshape(len(rows), -1))
+            scales.append(found.scales.astype(np.float16))
+        layout = {"gather_axis": 0, "quantize_axis": 1, "block_size": blocks.block, "bits": blocks.bits}
+        inputs = [table.finish(), ids, self._scales(f"{name}.scale", np.concatenate(scales))]
         return graph.node("GatherBlockQuantized", inputs, name, domain=MS, **layout)
 
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
         """Wide: attention's logits magnify an error in queries and keys, and these weights are few."""
         weight, bias = concatenated(linears)
-        return self._multiply(name, rows, weight, GPTQ(inputs), self._choice.wide, bias)
+        return self._multiply(name, rows, self._compensated(weight, GPTQ(inputs), self._choice.wide), bias)
 
     def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
         """Wide, since it is small."""
-        return self._multiply(name, rows, linear.weight(), GPTQ(inputs), self._choice.wide)
+        return self._multiply(name, rows, self._compensated(linear.weight(), GPTQ(inputs), self._choice.wide))
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
         """`down` is wide in some layers."""
         shared = GPTQ(weights.inputs.feed_forward)
         narrow = self._choice.linear
-        gate_out = self._multiply(f"{name}.gate", rows, weights.gate.weight(), shared, narrow)
-        up_out = self._multiply(f"{name}.up", rows, weights.up.weight(), shared, narrow)
+        gate_out = self._multiply(f"{name}.gate", rows, self._compensated(weights.gate.weight(), shared, narrow))
+        up_out = self._multiply(f"{name}.up", rows, self._compensated(weights.up.weight(), shared, narrow))
         product = swiglu(self._graph, name, gate_out, up_out)
-        down = self._choice.wide if has_wide_down(weights.index, weights.layers) else narrow
-        return self._multiply(f"{name}.down", product, weights.down.weight(), GPTQ(weights.inputs.down), down)
+        blocks = self._choice.wide if has_wide_down(weights.index, weights.layers) else narrow
+        down = self._weighted(weights.down.weight(), weights.inputs.down, blocks)
+        return self._multiply(f"{name}.down", product, down)
 
-    def _multiply(
-        self, name: str, rows: str, weight: AnyFloat, gptq: GPTQ, stored: Blocks, bias: AnyFloat | None = None
-    ) -> str:
-        """rows @ weight.T + bias, the weight rounded by GPTQ to the grid of its blocks."""
-        graph = self._graph
-        if stored.bits > self._choice.linear.bits:
+    def _compensated(self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks) -> _Rounded:
+        """Rounded by GPTQ: the channels of normed rows are correlated, so that one makes up for another."""
+        scales = scales_of(weight, blocks.fitting(weight.shape[1]), np.float16)
+        return _Rounded(scales, gptq.quantize_to_grid(weight, scales.grid()).T)
+
+    def _weighted(self, weight: AnyFloat, inputs: AnyFloat, blocks: Blocks) -> _Rounded:
+        """Each weight rounded to the nearest value, the scales chosen for the channels that are large.
+
+        SwiGLU's channels are hardly correlated, and few of them are large at once: GPTQ makes these rows worse.
+        """
+        importance = (of_unit_size(inputs) ** 2).mean(axis=0)
+        scales = scales_of(weight, blocks.fitting(weight.shape[1]), np.float16, importance)
+        return _Rounded(scales, scales.nearest(weight))
+
+    def _multiply(self, name: str, rows: str, weight: _Rounded, bias: AnyFloat | None = None) -> str:
+        """rows @ weight.T + bias."""
+        graph, scales, blocks = self._graph, weight.scales, weight.scales.blocks
+        outputs, width = weight.integers.shape
+        if blocks.bits > self._choice.linear.bits:
             self.wide.append(name)
-        bits, block = stored.bits, block_for(weight.shape[1], stored.block)
-        scales = block_scales(weight, bits, block, self.dtype)
-        integers = gptq.quantize_to_grid(weight, grid_of(scales, bits, block)).T
         inputs = [
             rows,
-            graph.weight(f"{name}.weight", packed(integers, bits, block)),
-            graph.weight(f"{name}.weight.scale", scales.astype(self.dtype)),
+            graph.weight(f"{name}.weight", scales.packed(weight.integers)),
+            self._scales(f"{name}.weight.scale", scales.scales.astype(np.float16)),
         ]
-        layout = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block}
+        if blocks.has_zero_points:
+            inputs.append(graph.weight(f"{name}.weight.zero", scales.packed_zero_points()))
+        layout = {"K": width, "N": outputs, "bits": blocks.bits, "block_size": blocks.block}
         if self._accuracy_level:
             layout["accuracy_level"] = self._accuracy_level
         if bias is None:
@@ -116,6 +130,11 @@ class NBitsLinears:
         # not the operator's own bias: on CUDA some versions of ONNX Runtime refuse it
         product = graph.node("MatMulNBits", inputs, f"{name}.product", domain=MS, **layout)
         return graph.node("Add", [product, graph.weight(f"{name}.bias", bias.astype(self.dtype))], name)
+
+    def _scales(self, name: str, scales: npt.NDArray[np.float16]) -> str:
+        """Scales in half precision in the file, which take half the room; the engine converts them when it loads."""
+        stored = self._graph.weight(name, scales)
+        return stored if self.dtype == np.float16 else self._graph.node("Cast", [stored], f"{name}.float", to=1)
 
 
 def has_wide_down(index: int, layers: int) -> bool:

@@ -10,8 +10,9 @@ from edge_prm.recipe import Recipe
 from edge_prm_export.onnx.floats import FloatLinears
 from edge_prm_export.onnx.int8 import Int8Linears
 from edge_prm_export.onnx.linears import Linears
-from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, Blocks, NBitsChoice, NBitsLinears
+from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, NBitsChoice, NBitsLinears
 from edge_prm_export.onnx.writer import GraphWriter
+from edge_prm_export.quantize.nbits import Blocks
 
 _EIGHT = NBitsChoice(linear=Blocks(8, 32), wide=Blocks(8, 32), embedding=Blocks(8, 32))
 _FOUR = NBitsChoice(linear=Blocks(4, 64), wide=Blocks(8, 64), embedding=Blocks(8, 64))

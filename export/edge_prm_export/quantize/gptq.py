@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge_prm.arrays import AnyFloat, Float32, Float64, Int8, UInt8
 from edge_prm_export.quantize.grid import Grid
 from edge_prm_export.quantize.parallel import in_parallel
-from edge_prm_export.quantize.rows import WEIGHT_MAX, row_scales
+from edge_prm_export.quantize.rows import WEIGHT_MAX, of_unit_size, row_scales
 
 DAMPING = 0.1
 """Share of the mean diagonal added to the inputs' second moments: a thousand rows say little of 1,536**2 values."""
@@ -37,8 +37,7 @@ class GPTQ:
 
     def __init__(self, inputs: AnyFloat) -> None:
         """`inputs`: rows `[tokens, in]` that enter the layer; each counts by its direction, not by its size."""
-        norms = np.sqrt((inputs**2).mean(axis=1, keepdims=True))
-        rows = (inputs / np.maximum(norms, 1e-12)).astype(np.float32)
+        rows = of_unit_size(inputs)
         self.width = rows.shape[1]
         self.group = next(n for n in range(min(self.width, MAX_GROUP), 0, -1) if self.width % n == 0)
         starts = range(0, self.width, self.group)

@@ -1,12 +1,12 @@
 """Weights of 4 or 8 bits in blocks with a scale each, as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them.
 
-A stored weight is scale * (q - zero point), with q from 0 to 2**bits - 1 and the zero point in the middle, 2**(bits-1).
+A stored weight is scale * (q - zero point), with q from 0 to 2**bits - 1.
 Source: docs/ContribOperators.md of ONNX Runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,68 +15,151 @@ from edge_prm.arrays import AnyFloat, Float32, UInt8
 from edge_prm_export.quantize.grid import Grid
 from edge_prm_export.quantize.parallel import in_parallel
 
-_FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Shares of the scale that reaches a block's largest weight: a smaller scale clips it, and rounds the others better."""
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+"""Shares of a block's reach: a smaller one clips the largest weights, and rounds the others better."""
+_MOST_APART = 0.11
+"""How far the shares on the two sides of zero are from each other at most: others hardly ever win."""
 _STRIPE_VALUES = 1 << 17  # what is worked on at once stays in the cache
 
-
-def zero_point(bits: int) -> int:
-    """The integer that stands for zero."""
-    return int(1 << (bits - 1))
+DType = type[np.floating[Any]]
 
 
-def block_scales(weight: AnyFloat, bits: int, block: int, dtype: type[np.floating[Any]] = np.float32) -> Float32:
-    """Return the scale of each block of a weight `[out, in]`, float32 `[out, ceil(in / block)]` of values of `dtype`.
+@dataclass(frozen=True)
+class Blocks:
+    """How a weight is stored: integers of `bits`, a scale for each block of `block` values.
 
-    Of a few candidates, each block takes the one with the smallest squared error of rounding. A negative scale turns a
-    block round, so that its largest value meets the longer side of the range.
+    Blocks of 4 bits have a zero point each: with sixteen values it errs a tenth less. Those of 8 bits have theirs in
+    the middle, which is not stored.
+    """
+
+    bits: int
+    block: int
+
+    @property
+    def middle(self) -> int:
+        """The zero point of blocks that store none."""
+        return int(1 << (self.bits - 1))
+
+    @property
+    def largest(self) -> int:
+        """The largest integer."""
+        return (1 << self.bits) - 1
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether each block stores a zero point."""
+        return self.bits < 8
+
+    def fitting(self, width: int) -> Blocks:
+        """The same with the largest block, a power of two up to this one, that divides a row of `width`; 16 if none."""
+        fits = (size for size in (256, 128, 64, 32) if size <= self.block and width % size == 0)
+        return Blocks(self.bits, next(fits, 16))
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Scale and zero point of each block of a weight `[out, in]`: float32 `[out, blocks]` each, zero points whole."""
+
+    blocks: Blocks
+    scales: Float32
+    zero_points: Float32
+
+    def grid(self) -> Grid:
+        """The values that can be stored."""
+        minimums = -self.scales * self.zero_points
+        return Grid(
+            np.ascontiguousarray(self.scales.T),
+            np.ascontiguousarray(minimums.T),
+            self.blocks.block,
+            self.blocks.largest,
+        )
+
+    def nearest(self, weight: AnyFloat) -> UInt8:
+        """Integers uint8 `[out, in]`, each weight rounded by itself."""
+        steps = _steps(_in_blocks(weight, self.blocks.block), self.scales, self.zero_points, self.blocks.largest)
+        return steps.reshape(len(weight), -1)[:, : weight.shape[1]].astype(np.uint8)
+
+    def packed(self, integers: UInt8) -> UInt8:
+        """Integers `[out, in]` as uint8 `[out, blocks, block * bits / 8]`; the first of two has a byte's low bits."""
+        return _packed(_in_blocks(integers, self.blocks.block, self.blocks.middle), self.blocks.bits)
+
+    def packed_zero_points(self) -> UInt8:
+        """Zero points as uint8 `[out, bytes of a row]`."""
+        points = self.zero_points.astype(np.uint8)
+        missing = -points.shape[1] % (8 // self.blocks.bits)
+        return _packed(np.pad(points, ((0, 0), (0, missing))), self.blocks.bits)
+
+
+def scales_of(
+    weight: AnyFloat, blocks: Blocks, dtype: DType = np.float32, importance: AnyFloat | None = None
+) -> Scales:
+    """Choose scale and zero point of each block of a weight `[out, in]`; scales are values of `dtype`.
+
+    Of a few candidates, each block takes the one with the smallest squared error of rounding, each input channel
+    weighted by `importance` `[in]`.
     """
     stripe = max(1, _STRIPE_VALUES // weight.shape[1])
+    counts = None if importance is None else _in_blocks(np.asarray(importance, np.float32)[None], blocks.block)
+    choose = _with_zero_points if blocks.has_zero_points else _without_zero_points
 
-    def scales(start: int) -> Float32:
-        blocks = _in_blocks(weight[start : start + stripe], block)
-        return _best_scales(blocks, zero_point(bits), _FACTORS if bits < 8 else (1.0,), dtype)
+    def chosen(start: int) -> tuple[AnyFloat, AnyFloat]:
+        return choose(_in_blocks(weight[start : start + stripe], blocks.block), blocks, dtype, counts)
 
-    return np.concatenate(in_parallel(scales, range(0, len(weight), stripe)))
-
-
-def _best_scales(blocks: AnyFloat, middle: int, factors: Sequence[float], dtype: type[np.floating[Any]]) -> Float32:
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[..., None], axis=-1)[..., 0]
-    best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
-    for factor in factors:
-        for reach in (-middle, middle - 1):
-            scales = _stored(largest * np.float32(factor / reach), dtype)
-            rest = _steps(blocks, scales, middle)
-            rest *= scales[..., None]
-            rest -= blocks
-            error = np.einsum("...i,...i->...", rest, rest)
-            better = error < least
-            best, least = np.where(better, scales, best), np.where(better, error, least)
-    return best
+    scales, points = zip(*in_parallel(chosen, range(0, len(weight), stripe)), strict=True)
+    return Scales(blocks, np.concatenate(scales), np.concatenate(points))
 
 
-def grid_of(scales: Float32, bits: int, block: int) -> Grid:
-    """The values that blocks with these scales can store."""
-    by_block = np.ascontiguousarray(scales.T)
-    return Grid(by_block, by_block * np.float32(-zero_point(bits)), block, (1 << bits) - 1)
+def _with_zero_points(
+    values: AnyFloat, blocks: Blocks, dtype: DType, importance: AnyFloat | None
+) -> tuple[AnyFloat, AnyFloat]:
+    high, low = np.maximum(values.max(axis=-1), 0), np.minimum(values.min(axis=-1), 0)
+    best = _Best(values, blocks.largest, importance)
+    for above in _SHARES:
+        for below in (share for share in _SHARES if abs(share - above) < _MOST_APART):
+            scales = _stored((high * above - low * below) / blocks.largest, dtype)
+            points = np.divide(-low * below, scales, out=np.zeros_like(scales), where=scales != 0)
+            best.offer(scales, np.clip(np.rint(points), 0, blocks.largest))
+    return best.scales, best.points
 
 
-def nearest(weight: AnyFloat, scales: Float32, bits: int, block: int) -> UInt8:
-    """Integers uint8 `[out, in]`, each weight rounded by itself."""
-    middle = zero_point(bits)
-    steps = _steps(_in_blocks(weight, block), scales, middle) + middle
-    return steps.reshape(len(weight), -1)[:, : weight.shape[1]].astype(np.uint8)
+def _without_zero_points(
+    values: AnyFloat, blocks: Blocks, dtype: DType, importance: AnyFloat | None
+) -> tuple[AnyFloat, AnyFloat]:
+    """A negative scale turns a block round, so that its largest value meets the longer side of the range."""
+    largest = np.take_along_axis(values, np.abs(values).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    best = _Best(values, blocks.largest, importance)
+    for reach in (-blocks.middle, blocks.middle - 1):
+        best.offer(_stored(largest / np.float32(reach), dtype), np.full_like(largest, blocks.middle))
+    return best.scales, best.points
 
 
-def packed(integers: UInt8, bits: int, block: int) -> UInt8:
-    """Integers `[out, in]` as uint8 `[out, blocks, block * bits / 8]`; the first of two has the low bits of a byte."""
-    blocks = _in_blocks(integers, block, zero_point(bits))
-    return blocks if bits == 8 else blocks[..., 0::2] | (blocks[..., 1::2] << 4)
+class _Best:
+    """The candidate with the least error, block by block."""
+
+    def __init__(self, values: AnyFloat, largest: int, importance: AnyFloat | None) -> None:
+        self.scales = np.zeros(values.shape[:-1], np.float32)
+        self.points = np.zeros_like(self.scales)
+        self._least = np.full_like(self.scales, np.inf)
+        self._values, self._largest, self._importance = values, largest, importance
+
+    def offer(self, scales: AnyFloat, points: AnyFloat) -> None:
+        rest = _steps(self._values, scales, points, self._largest)
+        rest -= points[..., None]
+        rest *= scales[..., None]
+        rest -= self._values
+        rest *= rest
+        error = rest.sum(axis=-1) if self._importance is None else (rest * self._importance).sum(axis=-1)
+        better = error < self._least
+        self.scales, self.points = np.where(better, scales, self.scales), np.where(better, points, self.points)
+        self._least = np.where(better, error, self._least)
 
 
-def block_for(width: int, wanted: int) -> int:
-    """The largest block of at most `wanted` values, a power of two from 16 up, that divides a row; 16 if none does."""
-    return next((size for size in (256, 128, 64, 32) if size <= wanted and width % size == 0), 16)
+def _steps(values: AnyFloat, scales: AnyFloat, points: AnyFloat, largest: int) -> AnyFloat:
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    steps = values * inverse[..., None]
+    np.rint(steps, out=steps)
+    steps += points[..., None]
+    return np.clip(steps, 0, largest, out=steps)
 
 
 def _in_blocks(values: np.ndarray, block: int, fill: int = 0) -> np.ndarray:
@@ -87,13 +170,10 @@ def _in_blocks(values: np.ndarray, block: int, fill: int = 0) -> np.ndarray:
     return np.ascontiguousarray(values).reshape(len(values), -1, block)
 
 
-def _steps(blocks: AnyFloat, scales: Float32, middle: int) -> AnyFloat:
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    steps = blocks * inverse[..., None]
-    np.rint(steps, out=steps)
-    return np.clip(steps, -middle, middle - 1, out=steps)
+def _packed(values: UInt8, bits: int) -> UInt8:
+    return values if bits == 8 else values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
 
 
-def _stored(scales: AnyFloat, dtype: type[np.floating[Any]]) -> Float32:
+def _stored(scales: AnyFloat, dtype: DType) -> Float32:
     """Scales as their stored type rounds them."""
     return scales.astype(dtype).astype(np.float32)

@@ -25,3 +25,9 @@ def row_scales(rows: AnyFloat, q_max: int) -> Float32:
     """Largest absolute value of each row divided by `q_max`, float32 `[rows]`; 1 for a row of zeros."""
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     return (np.where(largest > 0, largest, q_max) / q_max).astype(np.float32)
+
+
+def of_unit_size(inputs: AnyFloat) -> Float32:
+    """Rows `[tokens, in]` divided by their root mean square: each counts by its direction, not by its size."""
+    norms = np.sqrt((inputs**2).mean(axis=1, keepdims=True))
+    return (inputs / np.maximum(norms, 1e-12)).astype(np.float32)
