@@ -272,6 +272,18 @@ def test_a_provider_of_the_installed_wheel_that_runs_nothing_is_found(bundle_of:
         edge_prm.load(bundle_of("sigmoid", "fp16"), provider="azureexecutionprovider")
 
 
+@pytest.mark.parametrize(("provider", "loads"), [(CUDA, True), ("TensorrtExecutionProvider", True), (CPU, False)])
+def test_libraries_of_cuda_are_looked_for_in_packages_too_and_what_is_missing_is_no_word_on_stdout(
+    provider: str, loads: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
+    monkeypatch.setattr("onnxruntime.InferenceSession", object)
+    with pytest.raises(TypeError):  # the class in the engine's place takes no graph
+        providers.new_session(b"", None, Placement(provider))
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "Failed to load libcudnn.so.9\n" if loads else "")
+
+
 def test_a_failure_of_the_provider_is_an_error_and_no_word_on_stdout(
     bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ PROVIDERS = {
     "webgpu": "WebGpuExecutionProvider",
 }
 """Names that users know -> ONNX Runtime's. Another name of ONNX Runtime's own is taken as it is."""
+_OF_CUDA = (CUDA, PROVIDERS["tensorrt"])
 _DEVICE_ID = "device_id"
 _log = logging.getLogger("edge_prm")
 
@@ -107,9 +109,22 @@ def new_session(graph: str | bytes, session_options: Any, placement: Placement) 
     """
     import onnxruntime
 
+    if placement.provider in _OF_CUDA:
+        _load_cuda_libraries()
     never = property(lambda self: False, lambda self, value: None)
     kind: Any = type("InferenceSession", (onnxruntime.InferenceSession,), {"_enable_fallback": never})
     return kind(graph, session_options, providers=placement.providers)
+
+
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from the packages of PyPI, where they are installed: by itself ONNX Runtime looks for the
+    system's only. What it prints about libraries that it does not find goes to stderr; stdout is for rewards."""
+    import onnxruntime
+
+    preload = getattr(onnxruntime, "preload_dlls", None)  # onnxruntime >= 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(sys.stderr):
+            preload()
 
 
 def check_placed(session: Any, placement: Placement) -> None:
