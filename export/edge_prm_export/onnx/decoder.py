@@ -18,7 +18,7 @@ import edge_prm
 from edge_prm.backends.onnx.native import LAST_POSITION, MODEL_NAME, TOTAL_LENGTH
 from edge_prm.head import Head
 from edge_prm_export.calibration.golden import encode_texts
-from edge_prm_export.calibration.texts import CALIBRATION
+from edge_prm_export.calibration.own import own_texts
 from edge_prm_export.decoder.layers import LayerInputs, LayerWeights, Norms
 from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.rope import rope_tables
@@ -38,7 +38,7 @@ def write_model(job: ExportJob) -> ExportResult:
     """Write the graph and its weights; on the way, the golden texts are scored in full precision."""
     folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
     (recipe,) = job.recipes
-    calibration = [] if recipe.full_precision else encode_texts(job.encoder, CALIBRATION)
+    calibration = encode_texts(job.encoder, own_texts(recipe.bits))
     reference = ReferenceRun(checkpoint, [encoded.ids for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:

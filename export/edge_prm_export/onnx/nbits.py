@@ -29,11 +29,15 @@ INT8_ACTIVATIONS = 4
 
 @dataclass(frozen=True)
 class NBitsChoice:
-    """Bits of each weight of a recipe: `linear` of most, `wide` of those that carry the error, `embedding`."""
+    """Bits of each weight of a recipe: `linear` of most, `wide` of those that carry the error, `embedding`.
+
+    `wide_share`: of SwiGLU's channels.
+    """
 
     linear: Blocks
     wide: Blocks
     embedding: Blocks
+    wide_share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +70,16 @@ class NBitsLinears:
         graph, shapes = self._graph, decoder.shapes
         blocks = self._choice.embedding.fitting(shapes.hidden)
         table = graph.stream(f"{name}.weight", np.uint8, (shapes.vocabulary, shapes.hidden * blocks.bits // 8))
-        scales = []
+        scales, points = [], []
         for rows in decoder.embedding_blocks():
             found = scales_of(rows, blocks, np.float16)
             table.write(found.packed(found.nearest(rows)).reshape(len(rows), -1))
             scales.append(found.scales.astype(np.float16))
+            points.append(found.packed_zero_points())
         layout = {"gather_axis": 0, "quantize_axis": 1, "block_size": blocks.block, "bits": blocks.bits}
         inputs = [table.finish(), ids, self._scales(f"{name}.scale", np.concatenate(scales))]
+        if blocks.has_zero_points:
+            inputs.append(graph.weight(f"{name}.zero", np.concatenate(points)))
         return graph.node("GatherBlockQuantized", inputs, name, domain=MS, **layout)
 
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
@@ -85,29 +92,35 @@ class NBitsLinears:
         return self._multiply(name, rows, self._compensated(linear.weight(), GPTQ(inputs), self._choice.wide))
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
-        """`down` is wide in some layers."""
-        shared = GPTQ(weights.inputs.feed_forward)
-        narrow = self._choice.linear
-        gate_out = self._multiply(f"{name}.gate", rows, self._compensated(weights.gate.weight(), shared, narrow))
-        up_out = self._multiply(f"{name}.up", rows, self._compensated(weights.up.weight(), shared, narrow))
-        product = swiglu(self._graph, name, gate_out, up_out)
-        blocks = self._choice.wide if has_wide_down(weights.index, weights.layers) else narrow
-        down = self._weighted(weights.down.weight(), weights.inputs.down, blocks)
-        return self._multiply(f"{name}.down", product, down)
+        """down(silu(gate(rows)) * up(rows)), as a sum of two: of the wide channels, and of all others."""
+        gate, up, down = weights.gate.weight(), weights.up.weight(), weights.down.weight()
+        order = by_effect(weights.inputs.down, down)
+        count = wide_channels(len(order), self._choice.wide_share)
+        normed = GPTQ(weights.inputs.feed_forward)
 
-    def _compensated(self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks) -> _Rounded:
-        """Rounded by GPTQ: the channels of normed rows are correlated, so that one makes up for another."""
-        scales = scales_of(weight, blocks.fitting(weight.shape[1]), np.float16)
-        return _Rounded(scales, gptq.quantize_to_grid(weight, scales.grid()).T)
+        def part(name: str, channels: npt.NDArray[np.intp], blocks: Blocks) -> str:
+            gate_out = self._multiply(f"{name}.gate", rows, self._compensated(gate[channels], normed, blocks))
+            up_out = self._multiply(f"{name}.up", rows, self._compensated(up[channels], normed, blocks))
+            product = swiglu(self._graph, name, gate_out, up_out)
+            inputs = weights.inputs.down[:, channels]
+            importance = (of_unit_size(inputs) ** 2).mean(axis=0)
+            rounded = self._compensated(down[:, channels], GPTQ(inputs), blocks, importance)
+            return self._multiply(f"{name}.down", product, rounded)
 
-    def _weighted(self, weight: AnyFloat, inputs: AnyFloat, blocks: Blocks) -> _Rounded:
-        """Each weight rounded to the nearest value, the scales chosen for the channels that are large.
+        if not count:
+            return part(name, order, self._choice.linear)
+        parts = [
+            part(f"{name}.wide", order[:count], self._choice.wide),
+            part(name, order[count:], self._choice.linear),
+        ]
+        return self._graph.node("Add", parts, f"{name}.sum")
 
-        SwiGLU's channels are hardly correlated, and few of them are large at once: GPTQ makes these rows worse.
-        """
-        importance = (of_unit_size(inputs) ** 2).mean(axis=0)
+    def _compensated(
+        self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks, importance: AnyFloat | None = None
+    ) -> _Rounded:
+        """Rounded by GPTQ; `importance`: of the input channels, for the choice of scales."""
         scales = scales_of(weight, blocks.fitting(weight.shape[1]), np.float16, importance)
-        return _Rounded(scales, scales.nearest(weight))
+        return _Rounded(scales, gptq.quantize_to_grid(weight, scales.grid()).T)
 
     def _multiply(self, name: str, rows: str, weight: _Rounded, bias: AnyFloat | None = None) -> str:
         """rows @ weight.T + bias."""
@@ -137,7 +150,17 @@ class NBitsLinears:
         return stored if self.dtype == np.float16 else self._graph.node("Cast", [stored], f"{name}.float", to=1)
 
 
-def has_wide_down(index: int, layers: int) -> bool:
-    """Whether layer `index` is in the first or last eighth, or every third of the others (as in llama.cpp's Q4_K_M)."""
-    eighth = layers // 8
-    return index < eighth or index >= layers - eighth or (index - eighth) % 3 == 2
+def by_effect(inputs: AnyFloat, down: AnyFloat) -> npt.NDArray[np.intp]:
+    """SwiGLU's channels, those with the largest effect on the residual stream first.
+
+    `inputs`: rows `[tokens, channels]` that enter `down` `[hidden, channels]`. Few channels are large, so a few with
+    more bits take away much of the error; and neighbours of like size suit blocks and GPTQ.
+    """
+    energy = (of_unit_size(inputs) ** 2).mean(axis=0)
+    return np.argsort(-energy * (down**2).sum(axis=0), kind="stable")
+
+
+def wide_channels(channels: int, share: float) -> int:
+    """How many of `channels` are wide: about `share`, in whole blocks."""
+    unit = Blocks(8, 128).fitting(channels).block
+    return round(channels * share / unit) * unit
