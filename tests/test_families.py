@@ -23,7 +23,7 @@ from tiny import FAMILIES, LLAMA3_SCALING, opened, set_config, write_checkpoint
 import edge_prm
 from edge_prm.backends import EngineOptions, Model, load_model
 from edge_prm.bundle import open_bundle
-from edge_prm.encode import Encoder
+from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, UnsupportedArchitectureError
 from edge_prm.manifest import read_manifest
 from edge_prm.trajectory import Trajectory
@@ -335,7 +335,7 @@ def transforms_of(name: str, decoder: TransformedDecoder, inputs: list[LayerInpu
 def test_transforms_leave_every_product_as_it_is(family_checkpoint: Checkpoints, family: str, name: str) -> None:
     """Inputs and weights change together: what a linear layer gives is the same, up to the rotation of its output."""
     source = opened(family_checkpoint(family))
-    run, layers = ReferenceRun(source, [IDS]), range(source.spec.shapes.layers)
+    run, layers = ReferenceRun(source, [Encoded(IDS, (3, len(IDS) - 1))]), range(source.spec.shapes.layers)
     inputs = [run.run_layer(index) for index in layers]
     plain = TransformedDecoder(source)
     changed = TransformedDecoder(source, transforms_of(name, plain, inputs))

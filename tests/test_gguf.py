@@ -45,7 +45,7 @@ def reference_rewards(checkpoint: Path, bundle: Path) -> list[float]:
     """The published formula in numpy, on the checkpoint's weights as they stand."""
     encoded = Encoder(bundle / "tokenizer.json", read_manifest(bundle)).encode(Trajectory.of(PROMPT, STEPS))
     source = opened(checkpoint)
-    run = ReferenceRun(source, [encoded.ids])
+    run = ReferenceRun(source, [encoded])
     for layer in range(source.config.layers):
         run.run_layer(layer)
     return run.rewards(read_head(source), 0, encoded.read_at)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_prm_export.onnx.nbits import has_wide_down
+from edge_prm_export.onnx.nbits import by_effect, wide_channels
 from edge_prm_export.quantize.gptq import GPTQ
-from edge_prm_export.quantize.nbits import Blocks, Scales, scales_of
+from edge_prm_export.quantize.nbits import Blocks, Scales, compensated, scales_of
 
 RNG = np.random.default_rng(11)
 
@@ -80,24 +80,50 @@ def test_scales_are_rounded_as_they_are_stored(bits: int) -> None:
 def test_a_channel_that_is_large_errs_less_when_it_counts_more() -> None:
     weight = RNG.standard_normal((200, 32)).astype(np.float32)
     importance = np.where(np.arange(32) == 7, 100, 1)
-    even, weighted = scales_of(weight, Blocks(4, 32)), scales_of(weight, Blocks(4, 32), importance=importance)
 
-    def error(scales: Scales) -> float:
-        return float(((rounded(weight, scales) - weight)[:, 7] ** 2).mean())
+    def error(counts: np.ndarray | None) -> float:
+        scales, integers = compensated(weight, GPTQ(np.eye(32, dtype=np.float32)), Blocks(4, 32), importance=counts)
+        return float(((stored(integers, scales) - weight)[:, 7] ** 2).mean())
 
-    assert error(weighted) < 0.5 * error(even)
+    assert error(importance) < 0.5 * error(None)
 
 
-def test_gptq_errs_less_on_the_inputs_that_it_knows() -> None:
-    inputs = (RNG.standard_normal((2000, 24)) @ RNG.standard_normal((24, 96))).astype(np.float32)
-    weight = RNG.standard_normal((40, 96)).astype(np.float32)
-    scales = scales_of(weight, Blocks(4, 32))
-    clever = stored(GPTQ(inputs).quantize_to_grid(weight, scales.grid()).T, scales)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("width", [96, 40, 24])  # whole blocks, a last one that is not full, less than one
+def test_gptq_errs_less_on_the_inputs_that_it_knows(bits: int, width: int) -> None:
+    inputs = (RNG.standard_normal((2000, 12)) @ RNG.standard_normal((12, width))).astype(np.float32)
+    weight = RNG.standard_normal((40, width)).astype(np.float32)
+    blocks = Blocks(bits, 32)
+    scales, integers = compensated(weight, GPTQ(inputs, align=32), blocks)
 
     def error(found: np.ndarray) -> float:
         return float(((inputs @ (found - weight).T) ** 2).mean())
 
-    assert error(clever) < 0.7 * error(rounded(weight, scales))
+    assert integers.max() <= blocks.largest
+    assert error(stored(integers, scales)) < 0.7 * error(rounded(weight, scales_of(weight, blocks)))
+
+
+def test_groups_begin_with_a_block_and_a_last_one_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_prm_export.quantize.gptq.MAX_GROUP", 96)
+    inputs = RNG.standard_normal((500, 320)).astype(np.float32)  # 64 divides it in blocks of 32, and so does 32 * 10
+    gptq = GPTQ(inputs, align=32)
+    assert gptq.group == 64
+    assert GPTQ(inputs[:, :224], align=32).group == 96  # the only divisor would be 32: three groups, the last of 32
+    weight = RNG.standard_normal((30, 320)).astype(np.float32)
+    scales, integers = compensated(weight, gptq, Blocks(4, 32))
+    assert np.abs(stored(integers, scales) - weight).max() < 1
+
+
+def test_rows_that_count_more_err_less() -> None:
+    inputs = RNG.standard_normal((64, 64)).astype(np.float32)
+    weight = RNG.standard_normal((50, 64)).astype(np.float32)
+    counts = np.where(np.arange(64) < 8, 50, 1)
+
+    def error(gptq: GPTQ) -> float:
+        scales, integers = compensated(weight, gptq, Blocks(4, 32))
+        return float(((inputs[:8] @ (stored(integers, scales) - weight).T) ** 2).mean())
+
+    assert error(GPTQ(inputs, counts)) < 0.5 * error(GPTQ(inputs))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -138,6 +164,14 @@ def test_a_block_divides_the_row(width: int, wanted: int, block: int) -> None:
     assert Blocks(4, wanted).fitting(width) == Blocks(4, block)
 
 
-def test_a_third_of_the_middle_and_all_of_the_ends_have_wide_down_weights() -> None:
-    wide = [index for index in range(28) if has_wide_down(index, 28)]
-    assert wide == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 25, 26, 27]
+def test_the_channels_with_the_largest_effect_come_first() -> None:
+    inputs = np.ones((5, 4), np.float32) * [1, 3, 2, 3]
+    down = np.ones((6, 4), np.float32) * [1, 1, 2, 0.5]
+    assert by_effect(inputs.astype(np.float32), down).tolist() == [2, 1, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("channels", "share", "count"), [(8960, 0.125, 1152), (96, 0.125, 0), (96, 0.3, 32), (8, 0, 0)]
+)
+def test_wide_channels_are_whole_blocks(channels: int, share: float, count: int) -> None:
+    assert wide_channels(channels, share) == count

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_prm.arrays import AnyFloat, Float32
 from edge_prm_export.decoder.names import layer_roles, tensor_name, tensor_shape
@@ -74,13 +75,15 @@ class LayerInputs:
     """Rows that enter a layer's linear layers, all texts one after the other, float32 `[tokens, in]`.
 
     `attention` enters q, k and v; `output` enters o; `feed_forward` enters gate and up; `down` enters down. Those of a
-    reference run are normed, but not yet multiplied by the norms' weights.
+    reference run are normed, but not yet multiplied by the norms' weights. `is_read` bool `[tokens]`: rows of read
+    positions.
     """
 
     attention: AnyFloat
     output: AnyFloat
     feed_forward: AnyFloat
     down: AnyFloat
+    is_read: npt.NDArray[np.bool_]
 
 
 def read_layer(source: TensorSource, index: int) -> LayerWeights:

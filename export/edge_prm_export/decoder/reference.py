@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_prm.arrays import AnyFloat, Int64
+from edge_prm.arrays import AnyFloat
+from edge_prm.encode import Encoded
 from edge_prm.head import Head
 from edge_prm_export.decoder.layers import LayerInputs as LayerInputs
 from edge_prm_export.decoder.layers import LayerWeights, Linear, Norms, read_layer
@@ -23,18 +24,20 @@ from edge_prm_export.decoder.source import TensorSource
 class ReferenceRun:
     """Texts on their way through the model. Weights are read tensor by tensor, so that one is in memory."""
 
-    def __init__(self, source: TensorSource, texts: Sequence[Int64]) -> None:
-        """`texts`: token ids of each text, int64 `[tokens]`."""
+    def __init__(self, source: TensorSource, texts: Sequence[Encoded]) -> None:
         self._source = source
         self._spec = source.spec
         self._shapes = source.spec.shapes
         name = tensor_name(EMBEDDING)
         source.check_shape(name, *tensor_shape(self._spec, EMBEDDING))
-        lengths = [len(ids) for ids in texts]
+        lengths = [len(text.ids) for text in texts]
         self._bounds = np.cumsum([0, *lengths])
         self._cos, self._sin = rope_tables(self._spec.rope, self._shapes.head_dim, max(lengths, default=0))
-        rows = [source.rows(name, id_, id_ + 1) for ids in texts for id_ in ids.tolist()]
+        rows = [source.rows(name, id_, id_ + 1) for text in texts for id_ in text.ids.tolist()]
         self._state: AnyFloat = np.concatenate(rows)
+        self._is_read = np.zeros(len(self._state), dtype=np.bool_)
+        for text, start in zip(texts, self._bounds[:-1], strict=True):
+            self._is_read[start + np.array(text.read_at, dtype=np.int64)] = True
 
     def run_layer(self, index: int) -> LayerInputs:
         """Run all texts through layer `index`, which must be the next one."""
@@ -47,7 +50,7 @@ class ReferenceRun:
         gated = _product(weighted, layer.gate)
         gated = gated * _sigmoid(gated) * _product(weighted, layer.up)
         self._state = self._state + _product(gated, layer.down)
-        return LayerInputs(attention, output, feed_forward, gated)
+        return LayerInputs(attention, output, feed_forward, gated, self._is_read)
 
     def rewards(self, head: Head, text: int, read_at: Sequence[int]) -> list[float]:
         """Rewards of one text at its read positions, after the last layer."""

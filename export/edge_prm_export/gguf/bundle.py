@@ -75,7 +75,7 @@ class _Reference:
 
 def _run_reference(job: ExportJob, type_: GgufType) -> _Reference:
     texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own_texts(type_.bits))]
-    run = ReferenceRun(job.checkpoint, [text.ids for text in texts])
+    run = ReferenceRun(job.checkpoint, texts)
     scales = []
     with job.progress("scoring in full precision", job.checkpoint.config.layers) as advance:
         for layer in range(job.checkpoint.config.layers):
@@ -104,7 +104,7 @@ def _measure(job: ExportJob, reference: _Reference, candidate: Candidate) -> Dif
 
 
 def _compensate(job: ExportJob, candidate: Candidate, texts: list[Encoded]) -> None:
-    run = ReferenceRun(job.checkpoint, [text.ids for text in texts])
+    run = ReferenceRun(job.checkpoint, texts)
     with job.progress("compensating rounding errors", job.checkpoint.config.layers) as advance:
         for _ in compensate(candidate.folder / MODEL_NAME, candidate.decoder, run):
             advance(1)

@@ -39,7 +39,7 @@ def write_model(job: ExportJob) -> ExportResult:
     folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
     (recipe,) = job.recipes
     calibration = encode_texts(job.encoder, own_texts(recipe.bits))
-    reference = ReferenceRun(checkpoint, [encoded.ids for *_, encoded in golden + calibration])
+    reference = ReferenceRun(checkpoint, [encoded for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
@@ -89,7 +89,7 @@ class _Decoder:
             if index == last:
                 attended = graph.node("Gather", [attended, "read_at"], "attended.read", axis=0)
                 residual = graph.node("Gather", [residual, "read_at"], "residual.read", axis=0)
-            output = self.linears.attention_output(f"layer.{index}.output", attended, layer.o, inputs.output)
+            output = self.linears.attention_output(f"layer.{index}.output", attended, layer.o, inputs)
             normed, residual = self._add_and_norm(f"layer.{index}.middle", output, residual)
             weights = FeedForward(layer.gate, layer.up, layer.down, inputs, index, self.shapes.layers)
             output = self.linears.feed_forward(f"layer.{index}.mlp", normed, weights)
@@ -118,7 +118,7 @@ class _Decoder:
     def _attention(self, index: int, normed: str, layer: LayerWeights, inputs: LayerInputs) -> str:
         """Query, key and value in one multiplication; rotary embedding and cache inside the attention operator."""
         graph, shapes, name = self.graph, self.shapes, f"layer.{index}.qkv"
-        packed = self.linears.attention_input(name, normed, (layer.q, layer.k, layer.v), inputs.attention)
+        packed = self.linears.attention_input(name, normed, (layer.q, layer.k, layer.v), inputs)
         attended = graph.node(
             "GroupQueryAttention",
             [

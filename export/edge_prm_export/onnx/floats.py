@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_prm.arrays import AnyFloat
 from edge_prm_export.checkpoint.config import Shapes
-from edge_prm_export.decoder.layers import Linear, concatenated
+from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, Transform
 from edge_prm_export.onnx.linears import FeedForward, swiglu
@@ -38,7 +38,7 @@ class FloatLinears:
             table.write(block.astype(self.dtype))
         return self._graph.node("Gather", [table.finish(), ids], name, axis=0)
 
-    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
+    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: LayerInputs) -> str:
         """Queries, keys and values in one multiplication."""
         weight, bias = concatenated(linears)
         if bias is None:
@@ -46,7 +46,7 @@ class FloatLinears:
         product = self._product(f"{name}.product", rows, weight)
         return self._graph.node("Add", [product, self._graph.weight(f"{name}.bias", bias.astype(self.dtype))], name)
 
-    def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
+    def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
         """rows @ weight.T."""
         return self._product(name, rows, linear.weight())
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_prm.arrays import AnyFloat, Int8
 from edge_prm_export.checkpoint.config import Shapes
-from edge_prm_export.decoder.layers import Linear, concatenated
+from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.rotate import block_size, hadamard, rotate_blocks
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, HadamardDown, RotateResidual, RotateValues, Transform
@@ -56,16 +56,16 @@ class Int8Linears:
         shape = (decoder.shapes.vocabulary, decoder.shapes.hidden)
         return self.embedding(name, ids, decoder.embedding_blocks(), shape)
 
-    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
+    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: LayerInputs) -> str:
         """With a hi/lo split, since attention's logits magnify an error in queries and keys."""
         parts = self._quantize_normed(name, rows, hi_lo=True)
         weight, bias = concatenated(linears)
-        return self._multiply(name, parts, weight, GPTQ(inputs), bias)
+        return self._multiply(name, parts, weight, GPTQ(inputs.attention), bias)
 
-    def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
+    def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
         """hi only: a lo part was measured to cost 4% of the time and to bring nothing that shows in rewards."""
         scales, parts = self._quantize(name, rows, hi_lo=False)
-        product = self._multiply(f"{name}.product", parts, linear.weight(), GPTQ(inputs))
+        product = self._multiply(f"{name}.product", parts, linear.weight(), GPTQ(inputs.output))
         return self._graph.node("Mul", [product, scales], name)
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:

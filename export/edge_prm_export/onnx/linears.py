@@ -47,7 +47,7 @@ class FeedForward:
 
 
 class Linears(Protocol):
-    """What a recipe provides. `rows` names a value `[s, in]`; `inputs` are calibration rows, float32 `[tokens, in]`."""
+    """What a recipe provides. `rows` names a value `[s, in]`; `inputs` are calibration rows."""
 
     @property
     def dtype(self) -> type[np.floating[Any]]:
@@ -63,10 +63,10 @@ class Linears(Protocol):
     def embed(self, name: str, ids: str, decoder: TransformedDecoder) -> str:
         """The embedding of `ids` `[s]`, `[s, hidden]`."""
 
-    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: AnyFloat) -> str:
+    def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: LayerInputs) -> str:
         """Queries, keys and values of normed rows in one multiplication, `[s, sum of outs]`."""
 
-    def attention_output(self, name: str, rows: str, linear: Linear, inputs: AnyFloat) -> str:
+    def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
         """rows @ weight.T."""
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:

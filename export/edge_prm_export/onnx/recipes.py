@@ -15,7 +15,7 @@ from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.nbits import Blocks
 
 _EIGHT = NBitsChoice(linear=Blocks(8, 32), wide=Blocks(8, 32), embedding=Blocks(8, 32))
-_FOUR = NBitsChoice(linear=Blocks(4, 32), wide=Blocks(8, 64), embedding=Blocks(4, 32), wide_share=0.125)
+_FOUR = NBitsChoice(linear=Blocks(4, 32), wide=Blocks(8, 128), embedding=Blocks(4, 64), wide_share=0.125)
 
 LINEARS: dict[str, Callable[[GraphWriter, Recipe], Linears]] = {
     "fp32": lambda graph, recipe: FloatLinears(graph),

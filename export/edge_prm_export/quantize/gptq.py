@@ -8,7 +8,8 @@ are correlated. Measured on Qwen2.5-1.5B it halves the error of the products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +30,33 @@ RoundRow = Callable[[int, Float32, "npt.NDArray[Any]"], Float32]
 """(input channel, its weights `[out]`, where their integers go) -> the values that the integers stand for, `[out]`."""
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How the channels of a weight are rounded.
+
+    `begin(channel, columns)` is called before each block of `block` channels is rounded: `columns` `[block, out]` hold
+    the errors of all channels before it. `block` is 0 where nothing has to be called.
+    """
+
+    round_row: RoundRow
+    block: int = 0
+    begin: Callable[[int, Float32], None] = lambda channel, columns: None
+
+
 class GPTQ:
     """What GPTQ needs to know of a linear layer's inputs; then quantizes any weight that they enter.
 
     Costs for `in` channels in groups of g: in * g * 4 bytes, and time in proportion to tokens * in * g + in * g**2.
     """
 
-    def __init__(self, inputs: AnyFloat) -> None:
-        """`inputs`: rows `[tokens, in]` that enter the layer; each counts by its direction, not by its size."""
+    def __init__(self, inputs: AnyFloat, counts: AnyFloat | None = None, align: int = 1) -> None:
+        """`inputs`: rows `[tokens, in]` that enter the layer; each counts by its direction, not by its size, and
+        `counts` `[tokens]` times. Groups begin at multiples of `align` channels."""
         rows = of_unit_size(inputs)
+        if counts is not None:
+            rows *= np.sqrt(counts)[:, None]
         self.width = rows.shape[1]
-        self.group = next(n for n in range(min(self.width, MAX_GROUP), 0, -1) if self.width % n == 0)
+        self.group = _group_size(self.width, align)
         starts = range(0, self.width, self.group)
         self._factors = in_parallel(
             lambda start: _inverse_hessian_cholesky(rows[:, start : start + self.group]), starts
@@ -61,7 +78,7 @@ class GPTQ:
         def stripe(start: int) -> None:
             end = min(start + _STRIPE, len(weight))
             columns = np.ascontiguousarray((weight[start:end] / scales[start:end, None]).T, dtype=np.float32)
-            self._quantize_columns(columns, integers[:, start:end], round_row)
+            self.round_columns(columns, integers[:, start:end], Rounding(round_row))
 
         in_parallel(stripe, range(0, len(weight), _STRIPE))  # output channels are independent of each other
         return integers, scales
@@ -82,18 +99,30 @@ class GPTQ:
                 into[:] = rounded
                 return rounded * scale + minimum
 
-            self._quantize_columns(columns, integers[:, start:end], round_row)
+            self.round_columns(columns, integers[:, start:end], Rounding(round_row))
 
         in_parallel(stripe, range(0, len(weight), _STRIPE))
         return integers
 
-    def _quantize_columns(self, columns: Float32, integers: npt.NDArray[Any], round_row: RoundRow) -> None:
-        """Round `columns` `[in, out]` group by group; they are overwritten."""
+    def round_columns(self, columns: Float32, integers: npt.NDArray[Any], rounding: Rounding) -> None:
+        """Round `columns` `[in, out]` group by group into `integers`; they are overwritten."""
         errors = np.empty((self.group, columns.shape[1]), dtype=np.float32)
-        for index, factor in enumerate(self._factors):
-            first = index * self.group
-            group = slice(first, first + self.group)
-            _gptq_block(columns[group], factor, round_row, first, integers[group], errors)
+        for factor, first in zip(self._factors, range(0, self.width, self.group), strict=True):
+            group = slice(first, first + len(factor))
+            part = _Part(columns[group], factor, first, integers[group], errors[: len(factor)])
+            if rounding.block:
+                _round_in_blocks(part, rounding)
+            else:
+                _round(part, rounding)
+
+
+def _group_size(width: int, align: int) -> int:
+    """At most MAX_GROUP, a multiple of `align`: a large divisor of `width`, or else what makes groups of like size."""
+    divisors = (n for n in range(min(width, MAX_GROUP), 0, -1) if width % n == 0 and n % align == 0)
+    largest = next(divisors, 0)
+    if largest == width or align == 1 or 2 * largest >= MAX_GROUP:
+        return largest
+    return align * -(-width // (align * -(-width // MAX_GROUP)))
 
 
 def _inverse_hessian_cholesky(inputs: Float32) -> Float32:
@@ -120,26 +149,55 @@ def _inverse_of_lower(matrix: Float64) -> Float64:
     return result
 
 
-def _gptq_block(
-    columns: Float32,
-    factor: Float32,
-    round_row: RoundRow,
-    first: int,
-    integers: npt.NDArray[Any],
-    errors: Float32,
-) -> None:
-    """Round `[in, out]` row by row; each row's error goes into the rows below it. `first` numbers the first channel.
+class _Part(NamedTuple):
+    """Channels that are next to each other: `columns`, `integers` and `errors` `[in, out]`, `factor` `[in, in]`.
 
-    By halves, so that nearly all of it is matrix multiplication: the upper half's errors go into the lower one at once.
+    `first` numbers the first channel.
     """
-    count = len(columns)
+
+    columns: Float32
+    factor: Float32
+    first: int
+    integers: npt.NDArray[Any]
+    errors: Float32
+
+    def between(self, start: int, end: int) -> _Part:
+        span = slice(start, end)
+        return _Part(
+            self.columns[span],
+            self.factor[span, span],
+            self.first + start,
+            self.integers[span],
+            self.errors[span],
+        )
+
+
+def _round(part: _Part, rounding: Rounding) -> None:
+    """Round channel by channel; the error of each goes into those that follow."""
+    count = len(part.columns)
     if count > _LEAF:
-        half = count // 2
-        upper, lower = slice(0, half), slice(half, count)
-        _gptq_block(columns[upper], factor[upper, upper], round_row, first, integers[upper], errors[upper])
-        columns[lower] -= factor[upper, lower].T @ errors[upper]
-        _gptq_block(columns[lower], factor[lower, lower], round_row, first + half, integers[lower], errors[lower])
+        _by_halves(_round, part, rounding, count // 2)
         return
+    columns, factor, errors = part.columns, part.factor, part.errors
     for row in range(count):
-        np.subtract(columns[row], round_row(first + row, columns[row], integers[row]), out=errors[row])
+        rounded = rounding.round_row(part.first + row, columns[row], part.integers[row])
+        np.subtract(columns[row], rounded, out=errors[row])
         columns[row + 1 :] -= factor[row, row + 1 :, None] * errors[row]
+
+
+def _round_in_blocks(part: _Part, rounding: Rounding) -> None:
+    """The same, each block after a call of `begin`."""
+    blocks = -(-len(part.columns) // rounding.block)
+    if blocks > 1:
+        _by_halves(_round_in_blocks, part, rounding, blocks // 2 * rounding.block)
+        return
+    rounding.begin(part.first, part.columns)
+    _round(part, rounding)
+
+
+def _by_halves(round_: Callable[[_Part, Rounding], None], part: _Part, rounding: Rounding, half: int) -> None:
+    """So nearly all of it is matrix multiplication: the upper half's errors go into the lower one at once."""
+    upper, lower = part.between(0, half), part.between(half, len(part.columns))
+    round_(upper, rounding)
+    lower.columns[...] -= part.factor[:half, half:].T @ upper.errors
+    round_(lower, rounding)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_prm.arrays import AnyFloat, Float32, UInt8
-from edge_prm_export.quantize.grid import Grid
+from edge_prm_export.quantize.gptq import GPTQ, Rounding
 from edge_prm_export.quantize.parallel import in_parallel
 
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
@@ -20,6 +21,7 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _MOST_APART = 0.11
 """How far the shares on the two sides of zero are from each other at most: others hardly ever win."""
 _STRIPE_VALUES = 1 << 17  # what is worked on at once stays in the cache
+_STRIPE_OUTPUTS = 4096
 
 DType = type[np.floating[Any]]
 
@@ -64,16 +66,6 @@ class Scales:
     scales: Float32
     zero_points: Float32
 
-    def grid(self) -> Grid:
-        """The values that can be stored."""
-        minimums = -self.scales * self.zero_points
-        return Grid(
-            np.ascontiguousarray(self.scales.T),
-            np.ascontiguousarray(minimums.T),
-            self.blocks.block,
-            self.blocks.largest,
-        )
-
     def nearest(self, weight: AnyFloat) -> UInt8:
         """Integers uint8 `[out, in]`, each weight rounded by itself."""
         steps = _steps(_in_blocks(weight, self.blocks.block), self.scales, self.zero_points, self.blocks.largest)
@@ -90,23 +82,58 @@ class Scales:
         return _packed(np.pad(points, ((0, 0), (0, missing))), self.blocks.bits)
 
 
-def scales_of(
-    weight: AnyFloat, blocks: Blocks, dtype: DType = np.float32, importance: AnyFloat | None = None
-) -> Scales:
+def scales_of(weight: AnyFloat, blocks: Blocks, dtype: DType = np.float32) -> Scales:
     """Choose scale and zero point of each block of a weight `[out, in]`; scales are values of `dtype`.
 
-    Of a few candidates, each block takes the one with the smallest squared error of rounding, each input channel
-    weighted by `importance` `[in]`.
+    Of a few candidates, each block takes the one with the smallest squared error of rounding.
     """
     stripe = max(1, _STRIPE_VALUES // weight.shape[1])
-    counts = None if importance is None else _in_blocks(np.asarray(importance, np.float32)[None], blocks.block)
-    choose = _with_zero_points if blocks.has_zero_points else _without_zero_points
 
     def chosen(start: int) -> tuple[AnyFloat, AnyFloat]:
-        return choose(_in_blocks(weight[start : start + stripe], blocks.block), blocks, dtype, counts)
+        return _chosen(_in_blocks(weight[start : start + stripe], blocks.block), blocks, dtype, None)
 
     scales, points = zip(*in_parallel(chosen, range(0, len(weight), stripe)), strict=True)
     return Scales(blocks, np.concatenate(scales), np.concatenate(points))
+
+
+def compensated(
+    weight: AnyFloat, gptq: GPTQ, blocks: Blocks, dtype: DType = np.float32, importance: AnyFloat | None = None
+) -> tuple[Scales, UInt8]:
+    """Round a weight `[out, in]` by GPTQ; returns its scales, and its integers uint8 `[out, in]`.
+
+    A block's scale is chosen when its turn comes: by then its weights hold the errors of the blocks before. The error
+    that it minimizes weighs each input channel by `importance` `[in]`. `gptq` is aligned to blocks.
+    """
+    integers = np.empty(weight.shape[::-1], np.uint8)
+    found = Scales(blocks, *np.empty((2, len(weight), -(-weight.shape[1] // blocks.block)), np.float32))
+    counts = None if importance is None else np.asarray(importance, np.float32)
+
+    def stripe(start: int) -> None:
+        end = min(start + _STRIPE_OUTPUTS, len(weight))
+        scales, points = found.scales[start:end], found.zero_points[start:end]
+
+        def begin(channel: int, columns: Float32) -> None:
+            which = slice(channel, channel + blocks.block)
+            counted = None if counts is None else counts[which]
+            at = channel // blocks.block
+            scales[:, at], points[:, at] = _chosen(np.ascontiguousarray(columns.T), blocks, dtype, counted)
+
+        def round_row(channel: int, values: Float32, into: npt.NDArray[Any]) -> Float32:
+            at = channel // blocks.block
+            into[:] = steps = _steps(values[:, None], scales[:, at], points[:, at], blocks.largest)[:, 0]
+            return np.asarray((steps - points[:, at]) * scales[:, at])
+
+        columns = np.ascontiguousarray(weight[start:end].T, np.float32)
+        gptq.round_columns(columns, integers[:, start:end], Rounding(round_row, blocks.block, begin))
+
+    in_parallel(stripe, range(0, len(weight), _STRIPE_OUTPUTS))
+    return found, integers.T
+
+
+def _chosen(values: AnyFloat, blocks: Blocks, dtype: DType, importance: AnyFloat | None) -> tuple[AnyFloat, AnyFloat]:
+    """Scale and zero point of each block, `[...]` each, of `values` `[..., block]`."""
+    choose = _with_zero_points if blocks.has_zero_points else _without_zero_points
+    return choose(values, blocks, dtype, importance)
 
 
 def _with_zero_points(
