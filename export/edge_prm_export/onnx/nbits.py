@@ -91,7 +91,9 @@ class NBitsLinears:
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: LayerInputs) -> str:
         """Wide: attention's logits magnify an error in queries and keys, and these weights are few."""
         weight, bias = concatenated(linears)
-        return self._multiply(name, rows, self._compensated(weight, GPTQ(inputs), self._choice.wide), bias)
+        return self._multiply(
+            name, rows, self._compensated(weight, _gptq(inputs.attention, inputs), self._choice.wide), bias
+        )
 
     def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
         """Wide, since it is small."""
