@@ -98,7 +98,6 @@ class NBitsLinears:
     def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
         """Wide, since it is small."""
         gptq = _gptq(inputs.output, inputs)
-        gptq = _gptq(inputs.output, inputs)
         return self._multiply(name, rows, self._compensated(linear.weight(), gptq, self._choice.wide))
 
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
