@@ -179,10 +179,10 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         _onnx("fp32", 32, 1e-3),
         _weight_only("fp16", 16, 0.02),
         _weight_only("w8a16", 8.5, 0.03, 32),
-        _weight_only("w4a16", 5.3, 0.25, 64),
+        _weight_only("w4a16", 5.4, 0.25, 32),
         Recipe(
-            "int4", "onnx", Weights(5.5, 64, rotated=True), "int8", "fp32", ("cpu",), Tolerances(0.25), ("cpu",)
-        ),  # fp32 scales; activations are rounded to 8 bits in blocks
+            "int4", "onnx", Weights(5.4, 32, rotated=True), "int8", "fp32", ("cpu",), Tolerances(0.25), ("cpu",)
+        ),  # activations are rounded to 8 bits in blocks, where they are multiplied
         _optimum("int8", 8, 0.12),  # coarser: no rotation of the residual stream, no GPTQ
         _optimum("fp32", 32, 1e-3),
         _gguf("f32", 32, 0.02, activations="fp32"),
