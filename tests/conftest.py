@@ -181,17 +181,18 @@ def write(tmp_path: Path, tokenizer_file: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def demo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """engine -> a bundle of the embedded demo; not to be changed."""
+    """Engine, or recipe of ONNX -> a bundle of the embedded demo; not to be changed."""
     made: dict[str, Path] = {}
 
-    def make(engine: str) -> Path:
-        need_engine(engine)
+    def make(name: str) -> Path:
+        need_engine("gguf" if name == "gguf" else "onnx")
         from edge_prm_export import export
 
-        if engine not in made:
-            folder = tmp_path_factory.mktemp("demo") / engine
-            made[engine] = export("demo", folder, gguf=engine == "gguf")
-        return made[engine]
+        if name not in made:
+            folder = tmp_path_factory.mktemp("demo") / name
+            options = {"gguf": {"gguf": True}, "onnx": {}}.get(name) or ONNX_OPTIONS.get(name, {})
+            made[name] = export("demo", folder, **options)  # type: ignore[arg-type]
+        return made[name]
 
     return make
 

@@ -47,8 +47,8 @@ def test_every_recipe_states_its_tolerance_on_each_of_its_devices(key: tuple[str
 
 
 @pytest.mark.parametrize("recipe", ["fp16", "w8a16", "w4a16", "int4"])
-def test_check_finds_equal_bits_on_the_cpu_and_asks_for_them(bundle_of: Callable[..., Path], recipe: str) -> None:
-    result = run("check", bundle_of("sigmoid", recipe), "--device", "cpu", "--json")
+def test_check_finds_equal_bits_on_the_cpu_and_asks_for_them(demo_of: Callable[[str], Path], recipe: str) -> None:
+    result = run("check", demo_of(recipe), "--device", "cpu", "--json")
     facts = json.loads(result.stdout)
     assert result.exit_code == 0
     assert (facts["device"], facts["incremental_difference"], facts["incremental_tolerance"]) == ("cpu", 0, 0)
