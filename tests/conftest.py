@@ -190,7 +190,7 @@ def demo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
         if name not in made:
             folder = tmp_path_factory.mktemp("demo") / name
-            options = {"gguf": {"gguf": True}, "onnx": {}}.get(name) or ONNX_OPTIONS.get(name, {})
+            options = {"gguf": {"gguf": True}, "onnx": {}, **ONNX_OPTIONS}.get(name, {"recipe": name})
             made[name] = export("demo", folder, **options)  # type: ignore[arg-type]
         return made[name]
 
