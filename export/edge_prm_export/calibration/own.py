@@ -1,4 +1,4 @@
-"""Which of our own texts a quantizer calibrates on."""
+"""Which of our own texts an ONNX recipe calibrates on."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from edge_prm.backends.gguf.model import MODEL_NAME
 from edge_prm.encode import Encoded
 from edge_prm.errors import UnsupportedArchitectureError
 from edge_prm_export.calibration.golden import encode_texts
-from edge_prm_export.calibration.own import own_texts
+from edge_prm_export.calibration.more_texts import MORE
+from edge_prm_export.calibration.texts import CALIBRATION
 from edge_prm_export.checkpoint.files import Checkpoint
 from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.smooth import LayerScales, layer_scales
@@ -74,7 +75,8 @@ class _Reference:
 
 
 def _run_reference(job: ExportJob, type_: GgufType) -> _Reference:
-    texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own_texts(type_.bits))]
+    own = () if type_.bits >= 16 else CALIBRATION if type_.direct else (*CALIBRATION, *MORE)
+    texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own)]
     run = ReferenceRun(job.checkpoint, texts)
     scales = []
     with job.progress("scoring in full precision", job.checkpoint.config.layers) as advance:
