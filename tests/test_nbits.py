@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import write_checkpoint
+from trajectories import PROMPT, STEPS
 
-from edge_prm_export.onnx.nbits import by_effect, wide_channels
+from edge_prm.manifest import read_manifest
+from edge_prm.recipe import Recipe
+from edge_prm_export.onnx.nbits import NBitsChoice, NBitsLinears, by_effect, wide_channels
+from edge_prm_export.onnx.recipes import LINEARS
+from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.gptq import GPTQ
 from edge_prm_export.quantize.nbits import Blocks, Scales, compensated, scales_of
 
@@ -130,31 +138,50 @@ def test_rows_that_count_more_err_less() -> None:
 @pytest.mark.parametrize(("width", "block"), [(64, 32), (96, 32), (40, 16)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_onnx_runtime_reads_what_is_stored(bits: int, width: int, block: int, dtype: Any) -> None:
-    onnx = pytest.importorskip("onnx", reason='a graph needs onnx: pip install "edge-prm[export]"')
-    onnxruntime = pytest.importorskip("onnxruntime", reason='this needs onnxruntime: pip install "edge-prm[cpu]"')
     weight = (RNG.standard_normal((24, width)) + 0.5).astype(np.float32)
     scales = scales_of(weight, Blocks(bits, block), dtype)
     integers = scales.nearest(weight)
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    stored_as = {"weight": scales.packed(integers), "scales": scales.scales.astype(dtype)}
+    rows, layout = np.eye(width, dtype=dtype), {"K": width, "N": 24, "bits": bits, "block_size": block}
+    found = computed("MatMulNBits", rows, scales, scales.packed(integers), dtype, layout)
+    assert np.abs(found.T - stored(integers, scales)).max() <= (1e-6 if dtype == np.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("blocks", [1, 2, 3])  # zero points of four bits: two in a byte
+def test_onnx_runtime_reads_an_embedding_of_any_number_of_blocks(bits: int, blocks: int) -> None:
+    table = (RNG.standard_normal((7, 32 * blocks)) + 0.5).astype(np.float32)
+    scales = scales_of(table, Blocks(bits, 32))
+    integers = scales.nearest(table)
+    layout = {"gather_axis": 0, "quantize_axis": 1, "block_size": 32, "bits": bits}
+    found = computed(
+        "GatherBlockQuantized", np.arange(7), scales, scales.packed(integers).reshape(7, -1), np.float32, layout
+    )
+    assert np.abs(found - stored(integers, scales)).max() <= 1e-6
+
+
+def computed(
+    operator: str, given: np.ndarray, scales: Scales, integers: np.ndarray, dtype: Any, layout: dict[str, int]
+) -> np.ndarray:
+    """What an operator of ONNX Runtime gives for one input and a stored weight, float32 `[rows, out]`."""
+    onnx = pytest.importorskip("onnx", reason='a graph needs onnx: pip install "edge-prm[export]"')
+    onnxruntime = pytest.importorskip("onnxruntime", reason='this needs onnxruntime: pip install "edge-prm[cpu]"')
+    stored_as = {"weight": integers, "scales": scales.scales.astype(dtype)}
     if scales.blocks.has_zero_points:
         stored_as["zero"] = scales.packed_zero_points()
-    node = onnx.helper.make_node(
-        "MatMulNBits", ["rows", *stored_as], ["out"], domain="com.microsoft", K=width, N=24, bits=bits, block_size=block
-    )
-    graph = onnx.helper.make_graph(
+    order = ["given", "weight"] if operator == "MatMulNBits" else ["weight", "given"]
+    helper, kind = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype
+    node = helper.make_node(operator, [*order, *list(stored_as)[1:]], ["out"], domain="com.microsoft", **layout)
+    graph = helper.make_graph(
         [node],
         "test",
-        [onnx.helper.make_tensor_value_info("rows", kind, ["m", width])],
-        [onnx.helper.make_tensor_value_info("out", kind, ["m", 24])],
+        [helper.make_tensor_value_info("given", kind(given.dtype), given.shape)],
+        [helper.make_tensor_value_info("out", kind(np.dtype(dtype)), ["m", "n"])],
         [onnx.numpy_helper.from_array(values, name) for name, values in stored_as.items()],
     )
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    rows = np.eye(width, dtype=dtype)
-    found = session.run(None, {"rows": rows})[0].astype(np.float32)
-    assert np.abs(found.T - stored(integers, scales)).max() <= (1e-6 if dtype == np.float32 else 4e-3)
+    return np.asarray(session.run(None, {"given": given})[0], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +202,56 @@ def test_the_channels_with_the_largest_effect_come_first() -> None:
 )
 def test_wide_channels_are_whole_blocks(channels: int, share: float, count: int) -> None:
     assert wide_channels(channels, share) == count
+
+
+WIDE = {"intermediate_size": 1024}  # an eighth is one block of 128: smaller feed-forward layers have no wide channels
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_wide_channels_are_in_the_manifest_and_leave_equal_bits(
+    device: str, tmp_path: Path, tokenizer_file: Path
+) -> None:
+    export, load = _exporting()
+    source = write_checkpoint(tmp_path / "source", tokenizer_file, **WIDE)
+    bundle = export(str(source), tmp_path / "out", recipe="int4", device=device)
+    parts = {f"layer.{layer}.mlp.wide.{part}" for layer in range(2) for part in ("gate", "up", "down")}
+    assert parts < set(read_manifest(bundle).recipe.weights.wide)
+    with load(bundle, threads=1, device="cpu") as prm, prm.session(PROMPT) as session:
+        pushed = [session.push(step, last=step is STEPS[-1]) for step in STEPS]
+        assert pushed == list(prm.score(PROMPT, STEPS).rewards)
+
+
+def test_a_feed_forward_layer_in_two_parts_is_the_same_layer(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All weights have 8 bits, so that a channel in the wrong place would show."""
+    export, load = _exporting()
+    source = write_checkpoint(tmp_path / "source", tokenizer_file, **WIDE)
+    rewards = []
+    for share in (0.0, 0.25):
+        blocks = Blocks(8, 32)
+        choice = NBitsChoice(blocks, blocks, blocks, wide_share=share)
+        linears = partial(_eight_bit_linears, choice)
+        monkeypatch.setitem(LINEARS, "w8a16", linears)
+        bundle = export(str(source), tmp_path / f"out{share}", recipe="int8", device="cuda")
+        with load(bundle, device="cpu") as prm:
+            rewards.append(prm.score(PROMPT, STEPS).rewards)
+    fp32 = load(export(str(source), tmp_path / "fp32", recipe="fp32"))
+    expected = fp32.score(PROMPT, STEPS).rewards
+    fp32.close()
+    assert np.std(expected) > 0.02
+    assert np.abs(np.subtract(rewards, expected)).max() < 0.04
+    assert rewards[0] != rewards[1]
+
+
+def _eight_bit_linears(choice: NBitsChoice, graph: GraphWriter, recipe: Recipe) -> NBitsLinears:
+    return NBitsLinears(graph, choice, np.float16)
+
+
+def _exporting() -> tuple[Any, Any]:
+    pytest.importorskip("onnx", reason='an export needs onnx: pip install "edge-prm[export]"')
+    pytest.importorskip("onnxruntime", reason='this needs onnxruntime: pip install "edge-prm[cpu]"')
+    from edge_prm import load
+    from edge_prm_export import export
+
+    return export, load

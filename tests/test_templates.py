@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from tiny import opened
 from tiny_formats import format_of
 
+from edge_prm.encode import Encoded, Encoder
 from edge_prm.errors import CheckpointError, InputError
 from edge_prm.trajectory import Trajectory
 
@@ -38,6 +39,13 @@ pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install
 # templates, token by token
 
 
+def encoded_texts(encoder: Encoder) -> Iterator[tuple[str, tuple[str, ...], Encoded]]:
+    """(prompt, steps, both encoded) of each text."""
+    for prompt in PROMPTS:
+        for steps in STEPS:
+            yield prompt, steps, encoder.encode(Trajectory.of(prompt, list(steps)))
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_a_template_gives_the_ids_of_apply_chat_template(
@@ -45,12 +53,10 @@ def test_a_template_gives_the_ids_of_apply_chat_template(
 ) -> None:
     folder = checkpoint_with(tokenizer, chat_template=TEMPLATES[template])
     encoder, reference = encoder_of_kind(folder, "two_class"), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            assert encoded.ids.tolist() == chat_ids(reference, prompt, steps)
-            separator = reference.convert_tokens_to_ids("<extra_0>")
-            assert encoded.read_at == tuple(np.flatnonzero(encoded.ids == separator))
+    separator = reference.convert_tokens_to_ids("<extra_0>")
+    for prompt, steps, encoded in encoded_texts(encoder):
+        assert encoded.ids.tolist() == chat_ids(reference, prompt, steps)
+        assert encoded.read_at == tuple(np.flatnonzero(encoded.ids == separator))
 
 
 @settings(max_examples=40)
@@ -78,15 +84,13 @@ def test_a_chat_of_judged_turns_gives_the_ids_of_apply_chat_template(
     """RLHFlow's way: each step is a turn of the user, and judged where the assistant's answer begins."""
     folder = checkpoint_with(tokenizer, chat_template=TEMPLATES[template])
     encoder, reference = encoder_of_kind(folder, "token_pair"), theirs(folder)
-    for prompt in PROMPTS:
-        for steps in STEPS:
-            encoded = encoder.encode(Trajectory.of(prompt, list(steps)))
-            chat: list[dict[str, str]] = []
-            for index, step in enumerate(steps):
-                chat.append({"role": "user", "content": step if index else f"{prompt} {step}"})
-                asked = reference.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-                assert encoded.ids[: encoded.read_at[index] + 1].tolist() == list(asked)
-                chat.append({"role": "assistant", "content": "+"})
+    for prompt, steps, encoded in encoded_texts(encoder):
+        chat: list[dict[str, str]] = []
+        for index, step in enumerate(steps):
+            chat.append({"role": "user", "content": step if index else f"{prompt} {step}"})
+            asked = reference.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            assert encoded.ids[: encoded.read_at[index] + 1].tolist() == list(asked)
+            chat.append({"role": "assistant", "content": "+"})
 
 
 LLAMA_2 = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import warnings
@@ -116,9 +117,11 @@ def new_session(graph: str | bytes, session_options: Any, placement: Placement) 
     return kind(graph, session_options, providers=placement.providers)
 
 
+@functools.cache
 def _load_cuda_libraries() -> None:
     """Load CUDA and cuDNN from the packages of PyPI, where they are installed: by itself ONNX Runtime looks for the
-    system's only. What it prints about libraries that it does not find goes to stderr; stdout is for rewards."""
+    system's only. Once is enough. What it prints about libraries that it does not find goes to stderr; stdout is for
+    rewards."""
     import onnxruntime
 
     preload = getattr(onnxruntime, "preload_dlls", None)  # onnxruntime >= 1.21

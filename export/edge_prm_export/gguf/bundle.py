@@ -75,6 +75,7 @@ class _Reference:
 
 
 def _run_reference(job: ExportJob, type_: GgufType) -> _Reference:
+    # not those of ONNX recipes (calibration/own.py): the figures of docs/benchmarks.md were measured with these
     own = () if type_.bits >= 16 else CALIBRATION if type_.direct else (*CALIBRATION, *MORE)
     texts = [encoded for *_, encoded in job.golden + encode_texts(job.encoder, own)]
     run = ReferenceRun(job.checkpoint, texts)

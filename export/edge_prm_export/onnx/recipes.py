@@ -14,16 +14,24 @@ from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, NBitsChoice, NBitsLinea
 from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.nbits import Blocks
 
-_EIGHT = NBitsChoice(linear=Blocks(8, 32), wide=Blocks(8, 32), embedding=Blocks(8, 32))
-_FOUR = NBitsChoice(linear=Blocks(4, 32), wide=Blocks(8, 128), embedding=Blocks(4, 64), wide_share=0.125)
+
+def _eight_bits(recipe: Recipe) -> NBitsChoice:
+    blocks = Blocks(8, recipe.weights.group)
+    return NBitsChoice(linear=blocks, wide=blocks, embedding=blocks)
+
+
+def _four_bits(recipe: Recipe) -> NBitsChoice:
+    linear = Blocks(4, recipe.weights.group)
+    return NBitsChoice(linear=linear, wide=Blocks(8, 128), embedding=Blocks(4, 64), wide_share=0.125)
+
 
 LINEARS: dict[str, Callable[[GraphWriter, Recipe], Linears]] = {
     "fp32": lambda graph, recipe: FloatLinears(graph),
     "fp16": lambda graph, recipe: FloatLinears(graph, np.float16),
     "int8": lambda graph, recipe: Int8Linears(graph, reduce_range=recipe.reduce_range),
-    "w8a16": lambda graph, recipe: NBitsLinears(graph, _EIGHT, np.float16),
-    "int4": lambda graph, recipe: NBitsLinears(graph, _FOUR, np.float32, INT8_ACTIVATIONS),
-    "w4a16": lambda graph, recipe: NBitsLinears(graph, _FOUR, np.float16),
+    "w8a16": lambda graph, recipe: NBitsLinears(graph, _eight_bits(recipe), np.float16),
+    "int4": lambda graph, recipe: NBitsLinears(graph, _four_bits(recipe), np.float32, INT8_ACTIVATIONS),
+    "w4a16": lambda graph, recipe: NBitsLinears(graph, _four_bits(recipe), np.float16),
 }
 
 

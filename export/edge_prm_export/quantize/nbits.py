@@ -30,8 +30,8 @@ DType = type[np.floating[Any]]
 class Blocks:
     """How a weight is stored: integers of `bits`, a scale for each block of `block` values.
 
-    Blocks of 4 bits have a zero point each: with sixteen values it errs a tenth less. Those of 8 bits have theirs in
-    the middle, which is not stored.
+    Blocks of 4 bits have a zero point each: with sixteen values, a step less on an empty side counts. Those of 8 bits
+    have theirs in the middle, which is not stored.
     """
 
     bits: int
