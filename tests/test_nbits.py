@@ -14,12 +14,15 @@ from tiny import write_checkpoint
 from trajectories import PROMPT, STEPS
 
 from edge_prm.manifest import read_manifest
-from edge_prm.recipe import Recipe
-from edge_prm_export.onnx.nbits import NBitsChoice, NBitsLinears, by_effect, wide_channels
-from edge_prm_export.onnx.recipes import LINEARS
+from edge_prm.recipe import RECIPES, Recipe
+from edge_prm_export.decoder.arithmetic import swiglu
+from edge_prm_export.decoder.layers import LayerInputs, ResidualDerivatives
+from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, Effect, NBitsChoice, NBitsLinears, wide_channels
+from edge_prm_export.onnx.recipes import LINEARS, four_bits
 from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.gptq import GPTQ
-from edge_prm_export.quantize.nbits import Blocks, Scales, compensated, scales_of
+from edge_prm_export.quantize.nbits import Blocks, Known, Scales, compensated, scales_of
+from edge_prm_export.quantize.rows import of_unit_size
 
 RNG = np.random.default_rng(11)
 
@@ -42,30 +45,31 @@ def rounded(weight: np.ndarray, scales: Scales) -> np.ndarray:
     bits=st.sampled_from([4, 8]), block=st.sampled_from([16, 32, 64, 128]), width=st.integers(1, 200),
     size=st.floats(1e-6, 1e6), shift=st.floats(-3, 3), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_a_weight_is_at_most_half_a_step_off_or_clipped_to_its_own_gain(
+def test_a_weight_errs_no_more_than_over_the_plain_range_of_its_block(
     bits: int, block: int, width: int, size: float, shift: float, seed: int
 ) -> None:
     weight = ((np.random.default_rng(seed).standard_normal((3, width)) + shift) * size).astype(np.float32)
     scales = scales_of(weight, Blocks(bits, block))
     assert scales.scales.shape == scales.zero_points.shape == (3, -(-width // block))
     error = rounded(weight, scales) - weight
-    if bits == 8:
-        assert np.abs(error).max() <= 0.5 * np.abs(weight).max() / 127 * 1.001
-    plain = _rounded_over_its_range(weight, block) - weight
-    if bits == 4:
-        assert (error**2).sum() <= (plain**2).sum() * 1.001
+    plain = _rounded_over_its_range(weight, bits, block) - weight
+    assert (error**2).sum() <= (plain**2).sum() * 1.001
 
 
-def _rounded_over_its_range(weight: np.ndarray, block: int) -> np.ndarray:
-    """Four bits, a block's sixteen values spread evenly from its smallest weight to its largest, zero among them."""
+def _rounded_over_its_range(weight: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """Values spread evenly over each block: 16 from its smallest weight to its largest, or 255 around zero."""
     found = []
     for row in weight:
         for start in range(0, len(row), block):
             part = row[start : start + block]
             low, high = min(part.min(), 0), max(part.max(), 0)
-            step = max((high - low) / 15, 1e-38)
+            if bits == 8:
+                high = max(high, -low)
+                low = -high
+            largest = 15 if bits == 4 else 254
+            step = max((high - low) / largest, 1e-38)
             zero = np.rint(-low / step)
-            found.append((np.clip(np.rint(part / step) + zero, 0, 15) - zero) * step)
+            found.append((np.clip(np.rint(part / step) + zero, 0, largest) - zero) * step)
     return np.concatenate(found).reshape(weight.shape)
 
 
@@ -90,7 +94,9 @@ def test_a_channel_that_is_large_errs_less_when_it_counts_more() -> None:
     importance = np.where(np.arange(32) == 7, 100, 1)
 
     def error(counts: np.ndarray | None) -> float:
-        scales, integers = compensated(weight, GPTQ(np.eye(32, dtype=np.float32)), Blocks(4, 32), importance=counts)
+        scales, integers = compensated(
+            weight, GPTQ(np.eye(32, dtype=np.float32)), Blocks(4, 32), Known(importance=counts)
+        )
         return float(((stored(integers, scales) - weight)[:, 7] ** 2).mean())
 
     assert error(importance) < 0.5 * error(None)
@@ -102,7 +108,7 @@ def test_gptq_errs_less_on_the_inputs_that_it_knows(bits: int, width: int) -> No
     inputs = (RNG.standard_normal((2000, 12)) @ RNG.standard_normal((12, width))).astype(np.float32)
     weight = RNG.standard_normal((40, width)).astype(np.float32)
     blocks = Blocks(bits, 32)
-    scales, integers = compensated(weight, GPTQ(inputs, align=32), blocks)
+    scales, integers = compensated(weight, GPTQ(inputs, align=32), blocks, Known())
 
     def error(found: np.ndarray) -> float:
         return float(((inputs @ (found - weight).T) ** 2).mean())
@@ -118,7 +124,7 @@ def test_groups_begin_with_a_block_and_a_last_one_is_smaller(monkeypatch: pytest
     assert gptq.group == 64
     assert GPTQ(inputs[:, :224], align=32).group == 96  # the only divisor would be 32: three groups, the last of 32
     weight = RNG.standard_normal((30, 320)).astype(np.float32)
-    scales, integers = compensated(weight, gptq, Blocks(4, 32))
+    scales, integers = compensated(weight, gptq, Blocks(4, 32), Known())
     assert np.abs(stored(integers, scales) - weight).max() < 1
 
 
@@ -128,7 +134,7 @@ def test_rows_that_count_more_err_less() -> None:
     counts = np.where(np.arange(64) < 8, 50, 1)
 
     def error(gptq: GPTQ) -> float:
-        scales, integers = compensated(weight, gptq, Blocks(4, 32))
+        scales, integers = compensated(weight, gptq, Blocks(4, 32), Known())
         return float(((inputs[:8] @ (stored(integers, scales) - weight).T) ** 2).mean())
 
     assert error(GPTQ(inputs, counts)) < 0.5 * error(GPTQ(inputs))
@@ -157,6 +163,25 @@ def test_onnx_runtime_reads_an_embedding_of_any_number_of_blocks(bits: int, bloc
         "GatherBlockQuantized", np.arange(7), scales, scales.packed(integers).reshape(7, -1), np.float32, layout
     )
     assert np.abs(found - stored(integers, scales)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("part", ["linear", "wide"])
+def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(part: str) -> None:
+    """In the blocks of recipe `int4`. On AVX512-VNNI, blocks of 64 (4 bits) and of 128 (8 bits) fail: the last of an odd
+    number of rows has a sum of its own. A run of one row is left out: the runtime computes two."""
+    blocks: Blocks = getattr(four_bits(RECIPES["onnx", "int4"]), part)
+    weight = RNG.standard_normal((24, 256)).astype(np.float32)
+    scales = scales_of(weight, blocks)
+    layout = {"K": 256, "N": 24, "bits": blocks.bits, "block_size": blocks.block, "accuracy_level": INT8_ACTIVATIONS}
+    rows = RNG.standard_normal((24, 256)).astype(np.float32)
+
+    def product(start: int, end: int) -> np.ndarray:
+        integers = scales.packed(scales.nearest(weight))
+        return computed("MatMulNBits", rows[start:end], scales, integers, np.float32, layout)
+
+    whole = product(0, 24)
+    pieces = [(start, end) for start in (0, 1, 7) for end in range(start + 2, 25)]
+    assert [piece for piece in pieces if not np.array_equal(product(*piece), whole[slice(*piece)])] == []
 
 
 def computed(
@@ -192,9 +217,49 @@ def test_a_block_divides_the_row(width: int, wanted: int, block: int) -> None:
 
 
 def test_the_channels_with_the_largest_effect_come_first() -> None:
-    inputs = np.ones((5, 4), np.float32) * [1, 3, 2, 3]
-    down = np.ones((6, 4), np.float32) * [1, 1, 2, 0.5]
-    assert by_effect(inputs.astype(np.float32), down).tolist() == [2, 1, 3, 0]
+    rows, is_read = np.ones((5, 6), np.float32), np.ones(5, np.bool_)
+    entering = np.ones((5, 4), np.float32) * np.float32([1, 3, 2, 3])
+    gate = up = np.ones((4, 6), np.float32)
+    down = np.ones((6, 4), np.float32) * np.float32([1, 1, 2, 0.5])
+    inputs = LayerInputs(rows, rows, rows, entering, is_read)
+    assert np.argsort(-Effect.of(inputs, (gate, up, down)).channels).tolist() == [2, 1, 3, 0]
+
+
+def test_with_derivatives_an_effect_is_what_rounding_does_to_rewards() -> None:
+    """Noise in proportion to the weights, as rounding makes it, on one of SwiGLU's channels at a time."""
+    channels, hidden, rows = 6, 16, 40
+    gate, up = (RNG.standard_normal((channels, hidden)).astype(np.float32) for _ in range(2))
+    gate[2] *= 4
+    down = RNG.standard_normal((hidden, channels)).astype(np.float32)
+    entering = of_unit_size(RNG.standard_normal((rows, hidden)))
+    by_end = RNG.standard_normal((rows, hidden)).astype(np.float32) * np.float32([[3.0], [1.0]]).repeat(
+        rows // 2, axis=0
+    )
+    empty = np.zeros((1, 1), np.float32)
+    inputs = LayerInputs(empty, empty, empty, empty, np.ones(1, np.bool_), ResidualDerivatives(entering, by_end))
+    effect = Effect.of(inputs, (gate, up, down)).channels
+
+    def moved(channel: int) -> float:
+        """The mean square of the change of rewards, to first order."""
+        total = 0.0
+        for _ in range(200):
+            changed = [weight.copy() for weight in (gate, up, down)]
+            for weight, size in ((changed[0][channel], gate[channel]), (changed[1][channel], up[channel])):
+                weight += 1e-3 * RNG.standard_normal(hidden) * np.sqrt((size**2).mean())
+            changed[2][:, channel] += 1e-3 * RNG.standard_normal(hidden) * np.sqrt((down**2).mean())
+            difference = _feed_forward(entering, *changed) - _feed_forward(entering, gate, up, down)
+            total += float(((by_end * difference).sum(axis=1) ** 2).mean())
+        return total
+
+    assert np.allclose(effect / effect.sum(), _shares([moved(channel) for channel in range(channels)]), atol=0.05)
+
+
+def _feed_forward(rows: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    return swiglu(rows @ gate.T, rows @ up.T) @ down.T
+
+
+def _shares(values: list[float]) -> np.ndarray:
+    return np.array(values) / sum(values)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +269,7 @@ def test_wide_channels_are_whole_blocks(channels: int, share: float, count: int)
     assert wide_channels(channels, share) == count
 
 
-WIDE = {"intermediate_size": 1024}  # an eighth is one block of 128: smaller feed-forward layers have no wide channels
+WIDE = {"intermediate_size": 512}  # an eighth is one block: smaller feed-forward layers have no wide channels
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -71,12 +71,24 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class ResidualDerivatives:
+    """How rewards change with what a layer adds to the residual stream, float32 `[rows, hidden]`.
+
+    `end`: the derivative of rewards (of their logits, with random signs) with respect to the stream after the layer, at
+    a few hundred tokens. `feed_forward`: the normed rows of the same tokens that enter gate and up.
+    """
+
+    feed_forward: AnyFloat
+    end: AnyFloat
+
+
+@dataclass(frozen=True, eq=False)
 class LayerInputs:
     """Rows that enter a layer's linear layers, all texts one after the other, float32 `[tokens, in]`.
 
     `attention` enters q, k and v; `output` enters o; `feed_forward` enters gate and up; `down` enters down. Those of a
     reference run are normed, but not yet multiplied by the norms' weights. `is_read` bool `[tokens]`: rows of read
-    positions.
+    positions. `derivatives`: None where they are not known.
     """
 
     attention: AnyFloat
@@ -84,6 +96,7 @@ class LayerInputs:
     feed_forward: AnyFloat
     down: AnyFloat
     is_read: npt.NDArray[np.bool_]
+    derivatives: ResidualDerivatives | None = None
 
 
 def read_layer(source: TensorSource, index: int) -> LayerWeights:

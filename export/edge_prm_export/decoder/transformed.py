@@ -46,9 +46,12 @@ class TransformedDecoder:
         """The rows that enter the transformed linear layers, given those of the reference run."""
         for transform in self.transforms:
             inputs = transform.inputs(index, inputs)
-        norms = self.layer(index).norms
+        norms, found = self.layer(index).norms, inputs.derivatives
         return replace(
-            inputs, attention=inputs.attention * norms.attention, feed_forward=inputs.feed_forward * norms.feed_forward
+            inputs,
+            attention=inputs.attention * norms.attention,
+            feed_forward=inputs.feed_forward * norms.feed_forward,
+            derivatives=found and replace(found, feed_forward=found.feed_forward * norms.feed_forward),
         )
 
     def embedding_blocks(self) -> Iterator[AnyFloat]:

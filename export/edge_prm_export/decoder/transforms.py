@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_prm.arrays import AnyFloat
 from edge_prm_export.checkpoint.config import Shapes
-from edge_prm_export.decoder.layers import LayerInputs, LayerWeights
+from edge_prm_export.decoder.layers import LayerInputs, LayerWeights, ResidualDerivatives
 from edge_prm_export.decoder.rotate import Rotation, rotate_blocks
 from edge_prm_export.decoder.smooth import LayerScales
 
@@ -87,11 +87,14 @@ class RotateResidual(Transform):
         )
 
     def inputs(self, index: int, inputs: LayerInputs) -> LayerInputs:
-        """Rotates what the norms give."""
+        """Rotates what the norms give, and derivatives with respect to the stream."""
+        found = inputs.derivatives
         return replace(
             inputs,
             attention=self._rotation.apply(inputs.attention),
             feed_forward=self._rotation.apply(inputs.feed_forward),
+            derivatives=found
+            and ResidualDerivatives(self._rotation.apply(found.feed_forward), self._rotation.apply(found.end)),
         )
 
     def residual(self, rows: AnyFloat) -> AnyFloat:

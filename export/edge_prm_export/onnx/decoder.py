@@ -10,7 +10,8 @@ multiplies is in `linears.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,8 +19,9 @@ import edge_prm
 from edge_prm.backends.onnx.native import LAST_POSITION, MODEL_NAME, TOTAL_LENGTH
 from edge_prm.head import Head
 from edge_prm_export.calibration.golden import encode_texts
-from edge_prm_export.calibration.own import own_texts
-from edge_prm_export.decoder.layers import LayerInputs, LayerWeights, Norms
+from edge_prm_export.calibration.own import differentiated_texts, own_texts
+from edge_prm_export.decoder.gradient import reward_derivatives
+from edge_prm_export.decoder.layers import LayerInputs, LayerWeights, Norms, ResidualDerivatives
 from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.rope import rope_tables
 from edge_prm_export.decoder.source import TensorSource
@@ -39,13 +41,14 @@ def write_model(job: ExportJob) -> ExportResult:
     folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
     (recipe,) = job.recipes
     calibration = encode_texts(job.encoder, own_texts(recipe.bits))
+    derivatives = _derivatives(job)
     reference = ReferenceRun(checkpoint, [encoded for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
     try:
         graph = GraphWriter(weights)
         linears = linears_of(graph, recipe)
         with job.progress(f"writing {recipe.name} layers", checkpoint.config.layers) as advance:
-            for _ in write_graph(graph, checkpoint, head, linears, reference):
+            for _ in write_graph(graph, checkpoint, head, linears, reference, derivatives):
                 advance(1)
         (folder / MODEL_NAME).write_bytes(graph.model(edge_prm.__version__))
         files = {WEIGHTS_NAME: weights.close(), MODEL_NAME: file_entry(folder / MODEL_NAME)}
@@ -58,14 +61,29 @@ def write_model(job: ExportJob) -> ExportResult:
     )
 
 
+def _derivatives(job: ExportJob) -> list[ResidualDerivatives]:
+    """Those of the recipe's texts, layer by layer; none where the recipe does not need any."""
+    texts = [encoded for *_, encoded in encode_texts(job.encoder, differentiated_texts(job.recipes[0].bits))]
+    if not texts:
+        return []
+    with job.progress("differentiating rewards", 2 * job.checkpoint.config.layers) as advance:
+        return reward_derivatives(job.checkpoint, job.head, texts, advance)
+
+
 def write_graph(
-    graph: GraphWriter, source: TensorSource, head: Head, linears: Linears, reference: ReferenceRun
+    graph: GraphWriter,
+    source: TensorSource,
+    head: Head,
+    linears: Linears,
+    reference: ReferenceRun,
+    derivatives: Sequence[ResidualDerivatives] = (),
 ) -> Iterator[int]:
     """Write the graph, layer by layer along with a run in full precision that shows what enters each linear layer.
 
-    Yields the number of each layer when it is written; at the end the reference run has its rewards too.
+    `derivatives`: of each layer, for recipes that use them. Yields the number of each layer when it is written; at the
+    end the reference run has its rewards too.
     """
-    yield from _Decoder(graph, source, linears).write(head, reference)
+    yield from _Decoder(graph, source, linears).write(head, reference, derivatives)
 
 
 class _Decoder:
@@ -77,13 +95,14 @@ class _Decoder:
         self.interface = interface_of(graph, linears.dtype)
         self.decoder = TransformedDecoder(source, linears.transforms(self.shapes))
 
-    def write(self, head: Head, reference: ReferenceRun) -> Iterator[int]:
+    def write(self, head: Head, reference: ReferenceRun, derivatives: Sequence[ResidualDerivatives]) -> Iterator[int]:
         """Write all nodes and weights; yields the number of each layer when it is written."""
         graph, last = self.graph, self.shapes.layers - 1
         residual = self.linears.embed("embedding", self._inputs(), self.decoder)
         normed = self._norm(residual, self._ones(), "norm.0")
         for index in range(self.shapes.layers):
-            inputs = self.decoder.inputs(index, reference.run_layer(index))
+            found = replace(reference.run_layer(index), derivatives=derivatives[index] if derivatives else None)
+            inputs = self.decoder.inputs(index, found)
             layer = self.decoder.layer(index)
             attended = self._attention(index, normed, layer, inputs)
             if index == last:

@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from edge_prm.arrays import AnyFloat, UInt8
 from edge_prm_export.checkpoint.config import Shapes
+from edge_prm_export.decoder.gradient import feed_forward_derivatives
 from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, RotateValues, Transform
 from edge_prm_export.onnx.linears import FeedForward, swiglu
 from edge_prm_export.onnx.writer import MS, GraphWriter
+from edge_prm_export.quantize.feedback import OutputFeedback
 from edge_prm_export.quantize.gptq import GPTQ
-from edge_prm_export.quantize.nbits import Blocks, Scales, compensated, scales_of
+from edge_prm_export.quantize.nbits import Blocks, Known, Scales, compensated, scales_of
 from edge_prm_export.quantize.rows import of_unit_size
 
 INT8_ACTIVATIONS = 4
@@ -28,7 +30,7 @@ INT8_ACTIVATIONS = 4
 
 READ_COUNT = 10
 """How many rows a row of a read position counts as: the further up a layer is, the less other rows touch a reward."""
-WIDEST = 128  # values of a block at most
+WIDEST = 64  # values of a block at most: see edge_prm_export.onnx.recipes
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,24 @@ class NBitsLinears:
     def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
         """down(silu(gate(rows)) * up(rows)), as a sum of two: of the wide channels, and of all others."""
         gate, up, down = weights.gate.weight(), weights.up.weight(), weights.down.weight()
-        order = by_effect(weights.inputs.down, down)
+        effect = Effect.of(weights.inputs, (gate, up, down))
+        order = np.argsort(-effect.channels, kind="stable")
         count = wide_channels(len(order), self._choice.wide_share)
         normed = _gptq(weights.inputs.feed_forward, weights.inputs)
 
         def part(name: str, channels: npt.NDArray[np.intp], blocks: Blocks) -> str:
-            gate_out = self._multiply(f"{name}.gate", rows, self._compensated(gate[channels], normed, blocks))
-            up_out = self._multiply(f"{name}.up", rows, self._compensated(up[channels], normed, blocks))
+            gate_rounded, up_rounded = (
+                self._compensated(weight[channels], normed, blocks, feedback=_feedback(derivatives, blocks, channels))
+                for weight, derivatives in ((gate, effect.gate), (up, effect.up))
+            )
+            gate_out = self._multiply(f"{name}.gate", rows, gate_rounded)
+            up_out = self._multiply(f"{name}.up", rows, up_rounded)
             product = swiglu(self._graph, name, gate_out, up_out)
             inputs = weights.inputs.down[:, channels]
             importance = (of_unit_size(inputs) ** 2).mean(axis=0)
             gptq = _gptq(inputs, weights.inputs)
-            rounded = self._compensated(down[:, channels], gptq, blocks, importance)
+            feedback = _feedback(effect.end, blocks)
+            rounded = self._compensated(down[:, channels], gptq, blocks, importance=importance, feedback=feedback)
             return self._multiply(f"{name}.down", product, rounded)
 
         if not count:
@@ -123,11 +131,9 @@ class NBitsLinears:
         ]
         return self._graph.node("Add", parts, f"{name}.sum")
 
-    def _compensated(
-        self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks, importance: AnyFloat | None = None
-    ) -> _Rounded:
-        """Rounded by GPTQ; `importance`: of the input channels, for the choice of scales."""
-        return _Rounded(*compensated(weight, gptq, blocks.fitting(weight.shape[1]), np.float16, importance))
+    def _compensated(self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks, **known: Any) -> _Rounded:
+        """Rounded by GPTQ; `known`: see Known."""
+        return _Rounded(*compensated(weight, gptq, blocks.fitting(weight.shape[1]), Known(np.float16, **known)))
 
     def _multiply(self, name: str, rows: str, weight: _Rounded, bias: AnyFloat | None = None) -> str:
         """rows @ weight.T + bias."""
@@ -162,14 +168,44 @@ def _gptq(rows: AnyFloat, inputs: LayerInputs) -> GPTQ:
     return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1), align=WIDEST)
 
 
-def by_effect(inputs: AnyFloat, down: AnyFloat) -> npt.NDArray[np.intp]:
-    """SwiGLU's channels, those with the largest effect on the residual stream first.
+def _feedback(
+    derivatives: AnyFloat | None, blocks: Blocks, outputs: npt.NDArray[np.intp] | slice = slice(None)
+) -> OutputFeedback | None:
+    """Feedback among `outputs` of a weight, with `derivatives` `[rows, out]`; 8 bits err too little to need it."""
+    return None if derivatives is None or blocks.bits >= 8 else OutputFeedback(derivatives[:, outputs])
 
-    `inputs`: rows `[tokens, channels]` that enter `down` `[hidden, channels]`. Few channels are large, so a few with
-    more bits take away much of the error; and neighbours of like size suit blocks and GPTQ.
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """How much the errors of a feed-forward layer matter.
+
+    `channels` `[channels]`: what rounding errors of equal relative size, in all weights of one of SwiGLU's channels, do
+    to rewards, or to the residual stream where no derivatives are known. The others: derivatives `[rows, out]` of
+    rewards with respect to what gate, up and down give.
     """
-    energy = (of_unit_size(inputs) ** 2).mean(axis=0)
-    return np.argsort(-energy * (down**2).sum(axis=0), kind="stable")
+
+    channels: AnyFloat
+    gate: AnyFloat | None = None
+    up: AnyFloat | None = None
+    end: AnyFloat | None = None
+
+    @classmethod
+    def of(cls, inputs: LayerInputs, weights: tuple[AnyFloat, AnyFloat, AnyFloat]) -> Effect:
+        """Of a layer with `weights` (gate, up, down).
+
+        Few channels are large, so a few with more bits take away much of the error; and neighbours of like size suit
+        blocks and GPTQ.
+        """
+        gate, up, down = weights
+        known = inputs.derivatives
+        if known is None:
+            energy = (of_unit_size(inputs.down) ** 2).mean(axis=0)
+            return cls(energy * (down**2).sum(axis=0))
+        found = feed_forward_derivatives(weights, known.feed_forward, known.end)
+        sizes = np.mean(found.inputs**2 * (known.end**2).sum(axis=1, keepdims=True), axis=0) * np.mean(down**2)
+        for derivatives, weight in ((found.gate, gate), (found.up, up)):
+            sizes = sizes + (derivatives**2).mean(axis=0) * (weight**2).sum(axis=1)
+        return cls(sizes, found.gate, found.up, known.end)
 
 
 def wide_channels(channels: int, share: float) -> int:

@@ -104,16 +104,23 @@ class GPTQ:
         in_parallel(stripe, range(0, len(weight), _STRIPE))
         return integers
 
+    @property
+    def groups(self) -> list[slice]:
+        """Groups of input channels: the errors of one stay within it."""
+        return [slice(first, min(first + self.group, self.width)) for first in range(0, self.width, self.group)]
+
     def round_columns(self, columns: Float32, integers: npt.NDArray[Any], rounding: Rounding) -> None:
         """Round `columns` `[in, out]` group by group into `integers`; they are overwritten."""
-        errors = np.empty((self.group, columns.shape[1]), dtype=np.float32)
-        for factor, first in zip(self._factors, range(0, self.width, self.group), strict=True):
-            group = slice(first, first + len(factor))
-            part = _Part(columns[group], factor, first, integers[group], errors[: len(factor)])
-            if rounding.block:
-                _round_in_blocks(part, rounding)
-            else:
-                _round(part, rounding)
+        for group in self.groups:
+            self.round_group(group, columns[group], integers[group], rounding)
+
+    def round_group(self, group: slice, columns: Float32, integers: npt.NDArray[Any], rounding: Rounding) -> None:
+        """Round `columns` `[in of the group, out]` into `integers`; they are overwritten."""
+        part = _Part(columns, self._factors[group.start // self.group], group.start, integers, np.empty_like(columns))
+        if rounding.block:
+            _round_in_blocks(part, rounding)
+        else:
+            _round(part, rounding)
 
 
 def _group_size(width: int, align: int) -> int:

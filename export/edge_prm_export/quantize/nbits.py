@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_prm.arrays import AnyFloat, Float32, UInt8
+from edge_prm_export.quantize.feedback import OutputFeedback
 from edge_prm_export.quantize.gptq import GPTQ, Rounding
 from edge_prm_export.quantize.parallel import in_parallel
 
@@ -21,7 +22,7 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _MOST_APART = 0.11
 """How far the shares on the two sides of zero are from each other at most: others hardly ever win."""
 _STRIPE_VALUES = 1 << 17  # what is worked on at once stays in the cache
-_STRIPE_OUTPUTS = 4096
+_STRIPE_OUTPUTS = 512
 
 DType = type[np.floating[Any]]
 
@@ -66,6 +67,15 @@ class Scales:
     scales: Float32
     zero_points: Float32
 
+    def of(self, outputs: slice) -> Scales:
+        """Those of some outputs; writing to them writes to these."""
+        return Scales(self.blocks, self.scales[outputs], self.zero_points[outputs])
+
+    def values(self, integers: UInt8) -> Float32:
+        """The weight that `integers` `[out, in]` stand for, float32 `[out, in]`."""
+        steps = _in_blocks(integers, self.blocks.block) - self.zero_points[..., None]
+        return (steps * self.scales[..., None]).reshape(len(integers), -1)[:, : integers.shape[1]]
+
     def nearest(self, weight: AnyFloat) -> UInt8:
         """Integers uint8 `[out, in]`, each weight rounded by itself."""
         steps = _steps(_in_blocks(weight, self.blocks.block), self.scales, self.zero_points, self.blocks.largest)
@@ -82,6 +92,19 @@ class Scales:
         return _packed(np.pad(points, ((0, 0), (0, missing))), self.blocks.bits)
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What rounding a weight `[out, in]` can take into account.
+
+    `dtype`: of the scales. `importance` `[in]`: by how much each input channel counts when a scale is chosen.
+    `feedback`: what its outputs do to rewards.
+    """
+
+    dtype: DType = np.float32
+    importance: AnyFloat | None = None
+    feedback: OutputFeedback | None = None
+
+
 def scales_of(weight: AnyFloat, blocks: Blocks, dtype: DType = np.float32) -> Scales:
     """Choose scale and zero point of each block of a weight `[out, in]`; scales are values of `dtype`.
 
@@ -96,38 +119,48 @@ def scales_of(weight: AnyFloat, blocks: Blocks, dtype: DType = np.float32) -> Sc
     return Scales(blocks, np.concatenate(scales), np.concatenate(points))
 
 
-def compensated(
-    weight: AnyFloat, gptq: GPTQ, blocks: Blocks, dtype: DType = np.float32, importance: AnyFloat | None = None
-) -> tuple[Scales, UInt8]:
+def compensated(weight: AnyFloat, gptq: GPTQ, blocks: Blocks, known: Known) -> tuple[Scales, UInt8]:
     """Round a weight `[out, in]` by GPTQ; returns its scales, and its integers uint8 `[out, in]`.
 
-    A block's scale is chosen when its turn comes: by then its weights hold the errors of the blocks before. The error
-    that it minimizes weighs each input channel by `importance` `[in]`. `gptq` is aligned to blocks.
+    A block's scale is chosen when its turn comes: by then its weights hold the errors of the blocks before. `gptq` is
+    aligned to blocks.
     """
-    integers = np.empty(weight.shape[::-1], np.uint8)
     found = Scales(blocks, *np.empty((2, len(weight), -(-weight.shape[1] // blocks.block)), np.float32))
-    counts = None if importance is None else np.asarray(importance, np.float32)
+    integers = np.empty(weight.shape, np.uint8)
+    feedback = known.feedback
+    for outputs in feedback.turns() if feedback else (slice(0, len(weight)),):
+        wanted = weight[outputs] + feedback.owed(outputs) if feedback else weight
+        _compensate(np.asarray(wanted, np.float32), gptq, known, (found.of(outputs), integers[outputs]))
+        if feedback:
+            feedback.add(outputs, found.of(outputs).values(integers[outputs]) - weight[outputs])
+    return found, integers
 
-    def stripe(start: int) -> None:
-        end = min(start + _STRIPE_OUTPUTS, len(weight))
-        scales, points = found.scales[start:end], found.zero_points[start:end]
+
+def _compensate(weight: Float32, gptq: GPTQ, known: Known, into: tuple[Scales, UInt8]) -> None:
+    """Find scales and integers `[out, in]` of a weight; groups of channels and stripes of outputs are independent."""
+    found, integers = into
+    blocks = found.blocks
+    pieces = [(group, start) for start in range(0, len(weight), _STRIPE_OUTPUTS) for group in gptq.groups]
+
+    def piece(index: int) -> None:
+        group, start = pieces[index]
+        outputs = slice(start, min(start + _STRIPE_OUTPUTS, len(weight)))
+        scales, points = found.scales[outputs], found.zero_points[outputs]
 
         def begin(channel: int, columns: Float32) -> None:
-            which = slice(channel, channel + blocks.block)
-            counted = None if counts is None else counts[which]
+            counted = None if known.importance is None else known.importance[channel : channel + blocks.block]
             at = channel // blocks.block
-            scales[:, at], points[:, at] = _chosen(np.ascontiguousarray(columns.T), blocks, dtype, counted)
+            scales[:, at], points[:, at] = _chosen(np.ascontiguousarray(columns.T), blocks, known.dtype, counted)
 
         def round_row(channel: int, values: Float32, into: npt.NDArray[Any]) -> Float32:
             at = channel // blocks.block
             into[:] = steps = _steps(values[:, None], scales[:, at], points[:, at], blocks.largest)[:, 0]
             return np.asarray((steps - points[:, at]) * scales[:, at])
 
-        columns = np.ascontiguousarray(weight[start:end].T, np.float32)
-        gptq.round_columns(columns, integers[:, start:end], Rounding(round_row, blocks.block, begin))
+        columns = np.ascontiguousarray(weight[outputs, group].T)
+        gptq.round_group(group, columns, integers[outputs, group].T, Rounding(round_row, blocks.block, begin))
 
-    in_parallel(stripe, range(0, len(weight), _STRIPE_OUTPUTS))
-    return found, integers.T
+    in_parallel(piece, range(len(pieces)))
 
 
 def _chosen(values: AnyFloat, blocks: Blocks, dtype: DType, importance: AnyFloat | None) -> tuple[AnyFloat, AnyFloat]:
