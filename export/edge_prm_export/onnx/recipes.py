@@ -23,8 +23,8 @@ def _eight_bits(recipe: Recipe) -> NBitsChoice:
 def four_bits(recipe: Recipe) -> NBitsChoice:
     """The bits of each weight of a recipe of four bits.
 
-    With blocks of 64 (4 bits) or of 128 (8 bits), the CPU's kernels for AVX512-VNNI give a row other bits when the number
-    of rows is odd (ONNX Runtime 1.32), so the blocks are smaller.
+    With blocks of 64 (4 bits) or of 128 (8 bits), the CPU's kernels for AVX512-VNNI give a row other bits when the
+    number of rows is odd (ONNX Runtime 1.32), so the blocks are smaller.
     """
     linear = Blocks(4, recipe.weights.group)
     return NBitsChoice(linear=linear, wide=Blocks(8, 64), embedding=Blocks(4, 64), wide_share=0.125)
