@@ -17,7 +17,7 @@ from edge_prm.manifest import read_manifest
 from edge_prm.recipe import RECIPES, Recipe
 from edge_prm_export.decoder.arithmetic import swiglu
 from edge_prm_export.decoder.layers import LayerInputs, ResidualDerivatives
-from edge_prm_export.onnx.nbits import INT8_ACTIVATIONS, Effect, NBitsChoice, NBitsLinears, wide_channels
+from edge_prm_export.onnx.nbits import COMPENSATED, INT8_ACTIVATIONS, Effect, NBitsChoice, NBitsLinears, wide_channels
 from edge_prm_export.onnx.recipes import LINEARS, four_bits
 from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.gptq import GPTQ
@@ -245,7 +245,7 @@ def test_with_derivatives_an_effect_is_what_rounding_does_to_rewards() -> None:
         for _ in range(200):
             changed = [weight.copy() for weight in (gate, up, down)]
             for weight, size in ((changed[0][channel], gate[channel]), (changed[1][channel], up[channel])):
-                weight += 1e-3 * RNG.standard_normal(hidden) * np.sqrt((size**2).mean())
+                weight += 1e-3 * RNG.standard_normal(hidden) * np.sqrt(COMPENSATED * (size**2).mean())
             changed[2][:, channel] += 1e-3 * RNG.standard_normal(hidden) * np.sqrt((down**2).mean())
             difference = _feed_forward(entering, *changed) - _feed_forward(entering, gate, up, down)
             total += float(((by_end * difference).sum(axis=1) ** 2).mean())

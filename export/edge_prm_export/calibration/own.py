@@ -15,8 +15,8 @@ def own_texts(bits: float) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def differentiated_texts(bits: float) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The texts whose rewards are differentiated, so that errors stay out of their way: below 8 bits, the short ones.
+    """The texts whose rewards are differentiated, so that errors stay out of their way: below 8 bits, some short ones.
 
     A differentiated token costs three times as much as one that is only read.
     """
-    return () if bits >= 8 else (*CALIBRATION, *MORE)
+    return () if bits >= 8 else (*CALIBRATION, *MORE[::3])

@@ -28,6 +28,8 @@ from edge_prm_export.quantize.rows import of_unit_size
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level: activations are rounded to 8 bits, in blocks as the weights are. 0 rounds nothing."""
 
+COMPENSATED = 0.3
+"""What GPTQ leaves of the error of gate and up, relative to `down`'s: SwiGLU's channels are hardly correlated."""
 READ_COUNT = 10
 """How many rows a row of a read position counts as: the further up a layer is, the less other rows touch a reward."""
 WIDEST = 64  # values of a block at most: see edge_prm_export.onnx.recipes
@@ -179,9 +181,9 @@ def _feedback(
 class Effect:
     """How much the errors of a feed-forward layer matter.
 
-    `channels` `[channels]`: what rounding errors of equal relative size, in all weights of one of SwiGLU's channels, do
-    to rewards, or to the residual stream where no derivatives are known. The others: derivatives `[rows, out]` of
-    rewards with respect to what gate, up and down give.
+    `channels` `[channels]`: what rounding errors in all weights of one of SwiGLU's channels do to rewards, or to the
+    residual stream where no derivatives are known. The others: derivatives `[rows, out]` of rewards with respect to what
+    gate, up and down give.
     """
 
     channels: AnyFloat
@@ -204,7 +206,7 @@ class Effect:
         found = feed_forward_derivatives(weights, known.feed_forward, known.end)
         sizes = np.mean(found.inputs**2 * (known.end**2).sum(axis=1, keepdims=True), axis=0) * np.mean(down**2)
         for derivatives, weight in ((found.gate, gate), (found.up, up)):
-            sizes = sizes + (derivatives**2).mean(axis=0) * (weight**2).sum(axis=1)
+            sizes = sizes + COMPENSATED * (derivatives**2).mean(axis=0) * (weight**2).sum(axis=1)
         return cls(sizes, found.gate, found.up, known.end)
 
 

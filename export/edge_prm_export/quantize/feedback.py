@@ -15,8 +15,9 @@ import numpy as np
 
 from edge_prm.arrays import AnyFloat, Float32
 
-DAMPING = 0.3
-"""Share of the mean diagonal added to `G`: a few hundred rows do not know all directions."""
+DAMPING = 1.0
+"""Share of the mean diagonal added to `G`: a few hundred rows do not know the directions of other texts. On Qwen2.5-1.5B
+0.3 costs more in the first layers than it gains in the last ones."""
 TURNS = 8
 """Outputs are rounded in so many groups; each group makes up for the errors of those before."""
 

@@ -204,7 +204,8 @@ class _Best:
         self.scales = np.zeros(values.shape[:-1], np.float32)
         self.points = np.zeros_like(self.scales)
         self._least = np.full_like(self.scales, np.inf)
-        self._values, self._largest, self._importance = values, largest, importance
+        self._values, self._largest = values, largest
+        self._importance = None if importance is None else np.asarray(importance, np.float32)
 
     def offer(self, scales: AnyFloat, points: AnyFloat) -> None:
         rest = _steps(self._values, scales, points, self._largest)
