@@ -40,7 +40,7 @@ def write_model(job: ExportJob) -> ExportResult:
     """Write the graph and its weights; on the way, the golden texts are scored in full precision."""
     folder, checkpoint, head, golden = job.folder, job.checkpoint, job.head, job.golden
     (recipe,) = job.recipes
-    calibration = encode_texts(job.encoder, own_texts(recipe.bits))
+    calibration = encode_texts(job.encoder, own_texts(recipe))
     derivatives = _derivatives(job)
     reference = ReferenceRun(checkpoint, [encoded for *_, encoded in golden + calibration])
     weights = WeightFile(folder / WEIGHTS_NAME)
@@ -63,7 +63,7 @@ def write_model(job: ExportJob) -> ExportResult:
 
 def _derivatives(job: ExportJob) -> list[ResidualDerivatives]:
     """Those of the recipe's texts, layer by layer; none where the recipe does not need any."""
-    texts = [encoded for *_, encoded in encode_texts(job.encoder, differentiated_texts(job.recipes[0].bits))]
+    texts = [encoded for *_, encoded in encode_texts(job.encoder, differentiated_texts(job.recipes[0]))]
     if not texts:
         return []
     with job.progress("differentiating rewards", 2 * job.checkpoint.config.layers) as advance:

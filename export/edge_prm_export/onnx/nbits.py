@@ -109,8 +109,10 @@ class NBitsLinears:
         order = np.argsort(-effect.channels, kind="stable")
         count = wide_channels(len(order), self._choice.wide_share)
         normed = _gptq(weights.inputs.feed_forward, weights.inputs)
+        products = np.take(of_unit_size(weights.inputs.down), order, axis=1)
 
-        def part(name: str, channels: npt.NDArray[np.intp], blocks: Blocks) -> str:
+        def part(name: str, which: slice, blocks: Blocks) -> str:
+            channels, inputs = order[which], products[:, which]
             gate_rounded, up_rounded = (
                 self._compensated(weight[channels], normed, blocks, feedback=_feedback(derivatives, blocks, channels))
                 for weight, derivatives in ((gate, effect.gate), (up, effect.up))
@@ -118,18 +120,17 @@ class NBitsLinears:
             gate_out = self._multiply(f"{name}.gate", rows, gate_rounded)
             up_out = self._multiply(f"{name}.up", rows, up_rounded)
             product = swiglu(self._graph, name, gate_out, up_out)
-            inputs = weights.inputs.down[:, channels]
-            importance = (of_unit_size(inputs) ** 2).mean(axis=0)
-            gptq = _gptq(inputs, weights.inputs)
+            importance = np.einsum("tc,tc->c", inputs, inputs)
+            gptq = _gptq(inputs, weights.inputs, of_size=True)
             feedback = _feedback(effect.end, blocks)
             rounded = self._compensated(down[:, channels], gptq, blocks, importance=importance, feedback=feedback)
             return self._multiply(f"{name}.down", product, rounded)
 
         if not count:
-            return part(name, order, self._choice.linear)
+            return part(name, slice(None), self._choice.linear)
         parts = [
-            part(f"{name}.wide", order[:count], self._choice.wide),
-            part(name, order[count:], self._choice.linear),
+            part(f"{name}.wide", slice(count), self._choice.wide),
+            part(name, slice(count, None), self._choice.linear),
         ]
         return self._graph.node("Add", parts, f"{name}.sum")
 
@@ -165,9 +166,9 @@ class NBitsLinears:
         return stored if self.dtype == np.float16 else self._graph.node("Cast", [stored], f"{name}.float", to=1)
 
 
-def _gptq(rows: AnyFloat, inputs: LayerInputs) -> GPTQ:
+def _gptq(rows: AnyFloat, inputs: LayerInputs, *, of_size: bool = False) -> GPTQ:
     """`rows` `[tokens, in]` of `inputs`; those of read positions count more."""
-    return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1), align=WIDEST)
+    return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1), align=WIDEST, of_size=of_size)
 
 
 def _feedback(
@@ -182,8 +183,8 @@ class Effect:
     """How much the errors of a feed-forward layer matter.
 
     `channels` `[channels]`: what rounding errors in all weights of one of SwiGLU's channels do to rewards, or to the
-    residual stream where no derivatives are known. The others: derivatives `[rows, out]` of rewards with respect to what
-    gate, up and down give.
+    residual stream where no derivatives are known. The others: derivatives `[rows, out]` of rewards with respect to
+    what gate, up and down give.
     """
 
     channels: AnyFloat
@@ -201,8 +202,8 @@ class Effect:
         gate, up, down = weights
         known = inputs.derivatives
         if known is None:
-            energy = (of_unit_size(inputs.down) ** 2).mean(axis=0)
-            return cls(energy * (down**2).sum(axis=0))
+            rows = of_unit_size(inputs.down)
+            return cls(np.einsum("tc,tc->c", rows, rows) * (down**2).sum(axis=0))
         found = feed_forward_derivatives(weights, known.feed_forward, known.end)
         sizes = np.mean(found.inputs**2 * (known.end**2).sum(axis=1, keepdims=True), axis=0) * np.mean(down**2)
         for derivatives, weight in ((found.gate, gate), (found.up, up)):

@@ -16,8 +16,8 @@ import numpy as np
 from edge_prm.arrays import AnyFloat, Float32
 
 DAMPING = 1.0
-"""Share of the mean diagonal added to `G`: a few hundred rows do not know the directions of other texts. On Qwen2.5-1.5B
-0.3 costs more in the first layers than it gains in the last ones."""
+"""Share of the mean diagonal added to `G`: a few hundred rows do not know the directions of other texts. On
+Qwen2.5-1.5B, 0.3 costs more in the first layers than it gains in the last ones."""
 TURNS = 8
 """Outputs are rounded in so many groups; each group makes up for the errors of those before."""
 
@@ -50,7 +50,7 @@ class OutputFeedback:
         free = self._directions[outputs.start :]
         gram = free.T @ free
         gram[np.diag_indices_from(gram)] += np.float32(self._damping)
-        return np.asarray(-self._directions[outputs] @ np.linalg.solve(gram, self._seen))
+        return np.asarray(-np.linalg.solve(gram, self._directions[outputs].T).T @ self._seen)
 
     def add(self, outputs: slice, errors: AnyFloat) -> None:
         """`errors` `[out, in]` of `outputs`: what was stored, less the weights as they were."""

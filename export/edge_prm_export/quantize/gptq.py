@@ -49,12 +49,14 @@ class GPTQ:
     Costs for `in` channels in groups of g: in * g * 4 bytes, and time in proportion to tokens * in * g + in * g**2.
     """
 
-    def __init__(self, inputs: AnyFloat, counts: AnyFloat | None = None, align: int = 1) -> None:
+    def __init__(
+        self, inputs: AnyFloat, counts: AnyFloat | None = None, align: int = 1, *, of_size: bool = False
+    ) -> None:
         """`inputs`: rows `[tokens, in]` that enter the layer; each counts by its direction, not by its size, and
-        `counts` `[tokens]` times. Groups begin at multiples of `align` channels."""
-        rows = of_unit_size(inputs)
+        `counts` `[tokens]` times. With `of_size`, by its size too. Groups begin at multiples of `align` channels."""
+        rows = inputs if of_size else of_unit_size(inputs)
         if counts is not None:
-            rows *= np.sqrt(counts)[:, None]
+            rows = rows * np.sqrt(counts, dtype=np.float32)[:, None]
         self.width = rows.shape[1]
         self.group = _group_size(self.width, align)
         starts = range(0, self.width, self.group)

@@ -29,5 +29,5 @@ def row_scales(rows: AnyFloat, q_max: int) -> Float32:
 
 def of_unit_size(inputs: AnyFloat) -> Float32:
     """Rows `[tokens, in]` divided by their root mean square: each counts by its direction, not by its size."""
-    norms = np.sqrt((inputs**2).mean(axis=1, keepdims=True))
-    return (inputs / np.maximum(norms, 1e-12)).astype(np.float32)
+    norms = np.sqrt(np.einsum("ti,ti->t", inputs, inputs) / np.float32(inputs.shape[1]))
+    return np.asarray(inputs / np.maximum(norms, np.float32(1e-12))[:, None], dtype=np.float32)
