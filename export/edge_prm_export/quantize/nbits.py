@@ -19,8 +19,6 @@ from edge_prm_export.quantize.parallel import in_parallel
 
 _SHARES = (1.0, 0.9, 0.8)
 """Shares of a block's reach: a smaller one clips the largest weights, and rounds the others better."""
-_MOST_APART = 0.11
-"""How far the shares on the two sides of zero are from each other at most: others hardly ever win."""
 _FITS = 2
 """How often the best scale is fitted to the integers that it gives: as good as many more shares, and faster."""
 _STRIPE_VALUES = 1 << 17  # what is worked on at once stays in the cache
@@ -176,11 +174,10 @@ def _with_zero_points(
 ) -> tuple[AnyFloat, AnyFloat]:
     high, low = np.maximum(values.max(axis=-1), 0), np.minimum(values.min(axis=-1), 0)
     best = _Best(values, blocks.largest, importance)
-    for above in _SHARES:
-        for below in (share for share in _SHARES if abs(share - above) < _MOST_APART):
-            scales = _stored((high * above - low * below) / blocks.largest, dtype)
-            points = np.divide(-low * below, scales, out=np.zeros_like(scales), where=scales != 0)
-            best.offer(scales, np.clip(np.rint(points), 0, blocks.largest))
+    for share in _SHARES:
+        scales = _stored((high - low) * np.float32(share / blocks.largest), dtype)
+        points = np.divide(-low * np.float32(share), scales, out=np.zeros_like(scales), where=scales != 0)
+        best.offer(scales, np.clip(np.rint(points), 0, blocks.largest))
     for _ in range(_FITS):
         best.offer(_stored(best.fitted(), dtype), best.points)
     return best.scales, best.points
