@@ -50,12 +50,12 @@ CHOICES = (
     Choice(LLAMA_GPU, 2.0, "--gguf --int4", "gpu", "llama.cpp is built for this GPU; the least memory"),
     Choice(ONNX_CPU, 2.5, "--int8 --reduce-range", "cpu", "fastest; 8-bit kernels saturate here", True),
     Choice(ONNX_CPU, 2.5, "--int8", "cpu", "fastest on a CPU", False),
-    Choice(ONNX_CPU, 1.5, "--int4", "cpu", "the least memory"),
+    Choice(ONNX_CPU, 1.8, "--int4", "cpu", "the least memory"),
     Choice(LLAMA_CPU, 2.5, "--gguf --int8", "cpu", "ONNX Runtime, which is faster, is not installed"),
     Choice(LLAMA_CPU, 1.8, "--gguf --int4", "cpu", "the least memory"),
 )  # fmt: skip
 """In order of preference: the first that fits is chosen. Memory of CPU bundles: measured peaks, see docs/benchmarks.md;
-of int4 and on GPUs: sizes of weights and KV cache with room for activations, not measured."""
+on GPUs: sizes of weights and KV cache with room for activations, not measured."""
 
 
 def choose(found: Diagnosis) -> Choice | None:

@@ -157,7 +157,7 @@ def test_a_device_without_an_engine_or_memory_has_no_choice_and_is_told_why() ->
     assert 'pip install "edge-prm[cpu]"' in notes(BASE)[0]
     little = found(onnxruntime=ONNX, memory=Memory(1.0, 0.4))
     assert choose(little) is None
-    assert "1.5 GB must be free, with --int4" in notes(little)[0]
+    assert "1.8 GB must be free, with --int4" in notes(little)[0]
 
 
 def test_a_gpu_that_no_engine_uses_is_said() -> None:
