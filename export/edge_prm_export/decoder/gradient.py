@@ -16,7 +16,7 @@ from edge_prm.encode import Encoded
 from edge_prm.head import Head, Layers
 from edge_prm_export.decoder.arithmetic import product, rms, rms_back, swiglu, swiglu_back
 from edge_prm_export.decoder.attention import QueryKeyValue
-from edge_prm_export.decoder.layers import LayerWeights, Linear, ResidualDerivatives, read_layer
+from edge_prm_export.decoder.layers import LayerWeights, ResidualDerivatives, concatenated, read_layer
 from edge_prm_export.decoder.names import FINAL_NORM, tensor_name, tensor_shape
 from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.source import TensorSource
@@ -123,19 +123,14 @@ class _Layer:
 
     def _attention_back(self, found: QueryKeyValue, by_output: AnyFloat) -> AnyFloat:
         """The derivative with respect to the normed rows that enter q, k and v."""
+        layer, attention = self._layer, self._run.attention
 
         def back(part: list[AnyFloat]) -> AnyFloat:
             *rows, derivative = part
-            by_rows = self._run.attention.backward(QueryKeyValue(*rows), self._layer.norms, derivative)
-            return _back_through((self._layer.q, self._layer.k, self._layer.v), by_rows)
+            return np.concatenate(attention.backward(QueryKeyValue(*rows), layer.norms, derivative), axis=1)
 
-        return self._run.by_text(back, *found, by_output)
-
-
-def _back_through(linears: Sequence[Linear], derivatives: Sequence[AnyFloat]) -> AnyFloat:
-    """The derivative with respect to rows that enter several linear layers."""
-    pairs = zip(linears, derivatives, strict=True)
-    return np.asarray(sum(derivative @ linear.weight() for linear, derivative in pairs))
+        weight, _ = concatenated((layer.q, layer.k, layer.v))
+        return self._run.by_text(back, *found, by_output) @ weight
 
 
 def _largest(feed_forward: AnyFloat, by_end: AnyFloat) -> ResidualDerivatives:
