@@ -137,7 +137,7 @@ def test_an_engine_that_is_missing_or_broken_is_a_fact() -> None:
         ({"onnxruntime": ONNX}, "--int8"),
         ({"onnxruntime": replace(ONNX, saturates=True)}, "--int8 --reduce-range"),
         ({"onnxruntime": replace(ONNX, saturates=None)}, "--int8"),
-        ({"onnxruntime": ONNX, "memory": Memory(2.0, 1.6)}, "--int4"),
+        ({"onnxruntime": ONNX, "memory": Memory(2.2, 1.9)}, "--int4"),
         ({"onnxruntime": ONNX, "memory": Memory(None, None)}, "--int8"),
         ({"onnxruntime": ONNX, "llama_cpp": LlamaCpp("0.3.36", None, True)}, "--gguf --int8"),
         ({"llama_cpp": LlamaCpp("0.3.36")}, "--gguf --int8"),
