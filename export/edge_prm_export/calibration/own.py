@@ -21,8 +21,8 @@ def own_texts(recipe: Recipe) -> Texts:
 
 
 def differentiated_texts(recipe: Recipe) -> Texts:
-    """The texts whose rewards are differentiated, so that errors stay out of their way: below 8 bits, some short ones.
+    """The texts whose rewards are differentiated, so that errors of weights stay out of their way: some short ones.
 
     A differentiated token costs three times as much as one that is only read.
     """
-    return () if recipe.bits >= 8 else (*CALIBRATION, *MORE[::3])
+    return (*CALIBRATION, *MORE[::3]) if own_texts(recipe) and recipe.activations != "uint8" else ()

@@ -114,7 +114,9 @@ class NBitsLinears:
         def part(name: str, which: slice, blocks: Blocks) -> str:
             channels, inputs = order[which], products[:, which]
             gate_rounded, up_rounded = (
-                self._compensated(weight[channels], normed, blocks, feedback=_feedback(derivatives, blocks, channels))
+                self._compensated(
+                    weight[channels], normed, blocks, feedback=self._feedback(derivatives, blocks, channels)
+                )
                 for weight, derivatives in ((gate, effect.gate), (up, effect.up))
             )
             gate_out = self._multiply(f"{name}.gate", rows, gate_rounded)
@@ -122,7 +124,7 @@ class NBitsLinears:
             product = swiglu(self._graph, name, gate_out, up_out)
             importance = np.einsum("tc,tc->c", inputs, inputs)
             gptq = _gptq(inputs, weights.inputs, of_size=True)
-            feedback = _feedback(effect.end, blocks)
+            feedback = self._feedback(effect.end, blocks)
             rounded = self._compensated(down[:, channels], gptq, blocks, importance=importance, feedback=feedback)
             return self._multiply(f"{name}.down", product, rounded)
 
@@ -133,6 +135,14 @@ class NBitsLinears:
             part(name, slice(count, None), self._choice.linear),
         ]
         return self._graph.node("Add", parts, f"{name}.sum")
+
+    def _feedback(
+        self, derivatives: AnyFloat | None, blocks: Blocks, outputs: npt.NDArray[np.intp] | slice = slice(None)
+    ) -> OutputFeedback | None:
+        """Feedback among `outputs` of a weight, with `derivatives` `[rows, out]`; wide ones err too little to need it."""
+        if derivatives is None or blocks.bits > self._choice.linear.bits:
+            return None
+        return OutputFeedback(derivatives[:, outputs])
 
     def _compensated(self, weight: AnyFloat, gptq: GPTQ, blocks: Blocks, **known: Any) -> _Rounded:
         """Rounded by GPTQ; `known`: see Known."""
@@ -169,13 +179,6 @@ class NBitsLinears:
 def _gptq(rows: AnyFloat, inputs: LayerInputs, *, of_size: bool = False) -> GPTQ:
     """`rows` `[tokens, in]` of `inputs`; those of read positions count more."""
     return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1), align=WIDEST, of_size=of_size)
-
-
-def _feedback(
-    derivatives: AnyFloat | None, blocks: Blocks, outputs: npt.NDArray[np.intp] | slice = slice(None)
-) -> OutputFeedback | None:
-    """Feedback among `outputs` of a weight, with `derivatives` `[rows, out]`; 8 bits err too little to need it."""
-    return None if derivatives is None or blocks.bits >= 8 else OutputFeedback(derivatives[:, outputs])
 
 
 @dataclass(frozen=True, eq=False)
