@@ -139,7 +139,7 @@ class NBitsLinears:
     def _feedback(
         self, derivatives: AnyFloat | None, blocks: Blocks, outputs: npt.NDArray[np.intp] | slice = slice(None)
     ) -> OutputFeedback | None:
-        """Feedback among `outputs` of a weight, with `derivatives` `[rows, out]`; wide ones err too little to need it."""
+        """Feedback among `outputs` of a weight, given `derivatives` `[rows, out]`; wide ones err too little for it."""
         if derivatives is None or blocks.bits > self._choice.linear.bits:
             return None
         return OutputFeedback(derivatives[:, outputs])
