@@ -17,7 +17,7 @@ def own_texts(recipe: Recipe) -> Texts:
     """
     if recipe.bits >= 16:
         return ()
-    return CALIBRATION if recipe.activations == "uint8" else (*CALIBRATION, *MORE, *LONG)
+    return (*CALIBRATION, *MORE, *LONG) if _weights_err_most(recipe) else CALIBRATION
 
 
 def differentiated_texts(recipe: Recipe) -> Texts:
@@ -25,4 +25,8 @@ def differentiated_texts(recipe: Recipe) -> Texts:
 
     A differentiated token costs three times as much as one that is only read.
     """
-    return (*CALIBRATION, *MORE[::3]) if own_texts(recipe) and recipe.activations != "uint8" else ()
+    return (*CALIBRATION, *MORE[::3]) if _weights_err_most(recipe) else ()
+
+
+def _weights_err_most(recipe: Recipe) -> bool:
+    return recipe.bits < 16 and recipe.activations != "uint8"
