@@ -4,8 +4,8 @@
 
 `offset` tokens are in the cache already; `read_at` are indices into `input_ids`, in any order. Graphs for a GPU take
 several sequences (see `interface.py`). Everything after the last layer's attention is computed at the read positions
-only, since no other token's output is read. Norm weights are folded into the linear layers after them; how a recipe
-multiplies is in `linears.py`.
+only, since no other token's output is read; a recipe may compute them apart in more of the last layers (`Streams`).
+Norm weights are folded into the linear layers after them; how a recipe multiplies is in `linears.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.job import ExportJob, ExportResult, file_entry
 from edge_prm_export.onnx.head import add_head
 from edge_prm_export.onnx.interface import interface_of
-from edge_prm_export.onnx.linears import FeedForward, Linears
+from edge_prm_export.onnx.linears import FeedForward, Linears, Streams
 from edge_prm_export.onnx.recipes import linears_of
 from edge_prm_export.onnx.writer import MS, GraphWriter, WeightFile
 
@@ -97,27 +97,36 @@ class _Decoder:
 
     def write(self, head: Head, reference: ReferenceRun, derivatives: Sequence[ResidualDerivatives]) -> Iterator[int]:
         """Write all nodes and weights; yields the number of each layer when it is written."""
-        graph, last = self.graph, self.shapes.layers - 1
-        residual = self.linears.embed("embedding", self._inputs(), self.decoder)
-        normed = self._norm(residual, self._ones(), "norm.0")
-        for index in range(self.shapes.layers):
+        graph, layers = self.graph, self.shapes.layers
+        residual = Streams(self.linears.embed("embedding", self._inputs(), self.decoder))
+        normed = Streams(self._norm(residual.all_rows, self._ones(), "norm.0"))
+        first_read = layers - self.linears.read_layers(layers)
+        for index in range(layers):
             found = replace(reference.run_layer(index), derivatives=derivatives[index] if derivatives else None)
             inputs = self.decoder.inputs(index, found)
             layer = self.decoder.layer(index)
-            attended = self._attention(index, normed, layer, inputs)
-            if index == last:
-                attended = graph.node("Gather", [attended, "read_at"], "attended.read", axis=0)
-                residual = graph.node("Gather", [residual, "read_at"], "residual.read", axis=0)
+            attended = Streams(self._attention(index, normed.all_rows, layer, inputs))
+            if index == first_read:
+                residual = residual._replace(read=self._read(residual.all_rows, "residual.read"))
+            if index >= first_read:
+                attended = attended._replace(read=self._read(attended.all_rows, f"layer.{index}.attention.read"))
+            if index + 1 == layers:
+                attended, residual = attended._replace(all_rows=""), residual._replace(all_rows="")
             output = self.linears.attention_output(f"layer.{index}.output", attended, layer.o, inputs)
             normed, residual = self._add_and_norm(f"layer.{index}.middle", output, residual)
-            weights = FeedForward(layer.gate, layer.up, layer.down, inputs, index, self.shapes.layers)
+            weights = FeedForward(layer.gate, layer.up, layer.down, inputs, index / layers)
             output = self.linears.feed_forward(f"layer.{index}.mlp", normed, weights)
             normed, residual = self._add_and_norm(f"layer.{index}.end", output, residual)
             yield index
+        read = normed.read
         if self.linears.dtype != np.float32:  # the head is in fp32 in every recipe
-            normed = graph.node("Cast", [normed], "normed.float", to=1)
+            read = graph.node("Cast", [read], "normed.float", to=1)
         first, *rest = head.layers
-        add_head(graph, head.kind, ((self.decoder.head(first[0]), first[1]), *rest), normed)
+        add_head(graph, head.kind, ((self.decoder.head(first[0]), first[1]), *rest), read)
+
+    def _read(self, rows: str, name: str) -> str:
+        """Those of the read positions among `rows`."""
+        return self.graph.node("Gather", [rows, "read_at"], name, axis=0)
 
     def _inputs(self) -> str:
         """Declare inputs and outputs of the graph; returns the token ids of all rows."""
@@ -184,16 +193,15 @@ class _Decoder:
             "SimplifiedLayerNormalization", [rows, weight], name, axis=-1, epsilon=self.spec.eps, stash_type=1
         )
 
-    def _add_and_norm(self, name: str, output: str, residual: str) -> tuple[str, str]:
-        normed, total = f"{name}.norm", f"{name}.residual"
-        self.graph.node(
-            "SkipSimplifiedLayerNormalization",
-            [output, residual, self._ones()],
-            [normed, "", "", total],
-            domain=MS,
-            epsilon=self.spec.eps,
-        )
-        return normed, total
+    def _add_and_norm(self, name: str, output: Streams, residual: Streams) -> tuple[Streams, Streams]:
+        def add(suffix: str, rows: str) -> str:
+            inputs = [rows, residual.read if suffix else residual.all_rows, self._ones()]
+            outputs = [f"{name}{suffix}.norm", "", "", f"{name}{suffix}.residual"]
+            op = "SkipSimplifiedLayerNormalization"
+            return self.graph.node(op, inputs, outputs, domain=MS, epsilon=self.spec.eps)
+
+        normed = output.each(add)
+        return normed, output.each(lambda suffix, _: f"{name}{suffix}.residual")
 
     def _ones(self) -> str:
         return self.graph.weight("norm.ones", np.ones(self.shapes.hidden, dtype=self.linears.dtype))

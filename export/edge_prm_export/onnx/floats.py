@@ -12,7 +12,7 @@ from edge_prm_export.checkpoint.config import Shapes
 from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, Transform
-from edge_prm_export.onnx.linears import FeedForward, swiglu
+from edge_prm_export.onnx.linears import FeedForward, Streams, swiglu
 from edge_prm_export.onnx.writer import GraphWriter
 
 
@@ -24,6 +24,10 @@ class FloatLinears:
     def __init__(self, graph: GraphWriter, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._graph = graph
         self.dtype = dtype
+
+    def read_layers(self, layers: int) -> int:
+        """Only the last: no row errs so much that it pays to compute one twice."""
+        return 1
 
     def transforms(self, shapes: Shapes) -> Sequence[Transform]:
         """Norm weights go into the linear layers. fp16 ends at 65,504: a rotation spreads the largest values of the
@@ -46,15 +50,19 @@ class FloatLinears:
         product = self._product(f"{name}.product", rows, weight)
         return self._graph.node("Add", [product, self._graph.weight(f"{name}.bias", bias.astype(self.dtype))], name)
 
-    def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
+    def attention_output(self, name: str, rows: Streams, linear: Linear, inputs: LayerInputs) -> Streams:
         """rows @ weight.T."""
-        return self._product(name, rows, linear.weight())
+        return rows.each(lambda _, stream: self._product(name, stream, linear.weight()))
 
-    def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
+    def feed_forward(self, name: str, rows: Streams, weights: FeedForward) -> Streams:
         """down(silu(gate(rows)) * up(rows))."""
-        gate_out = self._product(f"{name}.gate", rows, weights.gate.weight())
-        up_out = self._product(f"{name}.up", rows, weights.up.weight())
-        return self._product(f"{name}.down", swiglu(self._graph, name, gate_out, up_out), weights.down.weight())
+
+        def products(_: str, stream: str) -> str:
+            gate_out = self._product(f"{name}.gate", stream, weights.gate.weight())
+            up_out = self._product(f"{name}.up", stream, weights.up.weight())
+            return self._product(f"{name}.down", swiglu(self._graph, name, gate_out, up_out), weights.down.weight())
+
+        return rows.each(products)
 
     def _product(self, name: str, rows: str, weight: AnyFloat) -> str:
         columns = self._graph.weight(f"{name}.weight", np.ascontiguousarray(weight.T, dtype=self.dtype))

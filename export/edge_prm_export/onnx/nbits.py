@@ -18,7 +18,7 @@ from edge_prm_export.decoder.gradient import feed_forward_derivatives
 from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, RotateValues, Transform
-from edge_prm_export.onnx.linears import FeedForward, swiglu
+from edge_prm_export.onnx.linears import FeedForward, Streams, swiglu
 from edge_prm_export.onnx.writer import MS, GraphWriter
 from edge_prm_export.quantize.feedback import OutputFeedback
 from edge_prm_export.quantize.gptq import GPTQ
@@ -69,6 +69,10 @@ class NBitsLinears:
         self.dtype = dtype
         self.wide: list[str] = []
 
+    def read_layers(self, layers: int) -> int:
+        """Only the last: what activations lose is little beside the weights, or nothing."""
+        return 1
+
     def transforms(self, shapes: Shapes) -> Sequence[Transform]:
         """Residual stream and values are rotated: no weight and no activation is far larger than the others."""
         return (RotateValues(shapes), FoldNorms(), RotateResidual(shapes))
@@ -97,12 +101,16 @@ class NBitsLinears:
             name, rows, self._compensated(weight, _gptq(inputs.attention, inputs), self._choice.wide), bias
         )
 
-    def attention_output(self, name: str, rows: str, linear: Linear, inputs: LayerInputs) -> str:
+    def attention_output(self, name: str, rows: Streams, linear: Linear, inputs: LayerInputs) -> Streams:
         """Wide, since it is small."""
-        gptq = _gptq(inputs.output, inputs)
-        return self._multiply(name, rows, self._compensated(linear.weight(), gptq, self._choice.wide))
+        weight = self._compensated(linear.weight(), _gptq(inputs.output, inputs), self._choice.wide)
+        return rows.each(lambda _, stream: self._multiply(name, stream, weight))
 
-    def feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
+    def feed_forward(self, name: str, rows: Streams, weights: FeedForward) -> Streams:
+        """The one stream that there is."""
+        return rows.each(lambda _, stream: self._feed_forward(name, stream, weights))
+
+    def _feed_forward(self, name: str, rows: str, weights: FeedForward) -> str:
         """down(silu(gate(rows)) * up(rows)), as a sum of two: of the wide channels, and of all others."""
         gate, up, down = weights.gate.weight(), weights.up.weight(), weights.down.weight()
         effect = Effect.of(weights.inputs, (gate, up, down))
