@@ -39,6 +39,20 @@ def test_quantization_by_hand(data: Data) -> None:
     assert largest_differences(data, ours, reference, 2) == [1, 2]
 
 
+def test_differences_by_position_by_hand(data: Data) -> None:
+    reference = Scored("full", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], None, [0.3]], "last")
+    positions = {0: [512, 513], 1: [40], 2: [600, 5000], 3: [41], 4: [1, 2], 5: [42]}
+    ours = Scored(
+        "int8", [[0.8, 0.6], [0.4], [0.7, 0.6], [0.5], [0.1, 0.1], [0.3]], "last", positions=positions
+    )  # fmt: skip
+    result = quantization(data, ours, reference)
+    assert [(place.start, place.end, place.rewards) for place in result.by_position] == [
+        (0, 512, 4), (512, 1024, 2), (4096, 8192, 1)
+    ]  # fmt: skip
+    assert [place.mean.value for place in result.by_position] == pytest.approx([0.3 / 4, 0.05, 0.2])
+    assert quantization(data, reference, reference).by_position == ()  # references do not know positions
+
+
 def test_capability_by_hand(data: Data) -> None:
     reference = Scored("large", [[0.9, 0.6], [0.2], [0.8, 0.4], [0.5], [0.7, 0.7], [0.7]], "min")
     ours = Scored("small", [[0.5, 0.3], [0.1], [0.8, 0.2], [0.1], [0.9, 0.9], [0.8]], "last")

@@ -25,6 +25,7 @@ QUANTIZATION = {
     "difference": {"mean": ESTIMATE, "p99": ESTIMATE, "maximum": NUMBER},
     "agreement": AGREEMENT,
     "verdicts": {"threshold": NUMBER, "flip_rate": ESTIMATE, "first_weak": ESTIMATE},
+    "by_position": [{"start": int, "end": int, "rewards": int, "mean": ESTIMATE}],
 }
 ENERGY = {"joules": NUMBER, "seconds": NUMBER, "source": str}
 LIMIT = {"kind": str, "device": str, "gops": NUMBER}

@@ -34,7 +34,7 @@ from edge_prm_export.decoder.reference import ReferenceRun
 from edge_prm_export.decoder.rope import inverse_frequencies, rope_factors
 from edge_prm_export.decoder.smooth import layer_scales
 from edge_prm_export.decoder.transformed import TransformedDecoder
-from edge_prm_export.decoder.transforms import FoldNorms, HadamardDown, RotateResidual, RotateValues, Smooth, Transform
+from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, RotateValues, Smooth, Transform
 
 pytest.importorskip("ml_dtypes", reason='checkpoints need ml_dtypes: pip install "edge-prm[export]"')
 
@@ -325,7 +325,6 @@ def transforms_of(name: str, decoder: TransformedDecoder, inputs: list[LayerInpu
         "smooth": [Smooth(shapes, scales)],
         "rotated": [
             Smooth(shapes, scales, only_down=True), RotateValues(shapes), FoldNorms(), RotateResidual(shapes),
-            HadamardDown(32),
         ],
     }[name]  # fmt: skip
 

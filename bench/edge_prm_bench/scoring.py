@@ -35,17 +35,19 @@ def rewards_of_bundle(scorer: Scorer, prm: edge_prm.PRM, data: Data, progress: A
     """Score a file's traces in order; a trace that cannot be scored has a reason, and the others are scored."""
     rewards: list[Sequence[float] | None] = []
     missing: dict[int, Missing] = {}
+    positions: dict[int, Sequence[int]] = {}
     with progress(f"scoring {data.name}", len(data.traces)) as advance:
         while len(rewards) < len(data.traces):
             try:
                 for score in prm.score_many(trace.trajectory for trace in data.traces[len(rewards) :]):
+                    positions[len(rewards)] = [step.tokens[1] for step in score.steps]
                     rewards.append(score.rewards)
                     advance(1)
             except EdgePRMError as error:  # of the next trace; continue after it
                 missing[len(rewards)] = _reason(error)
                 rewards.append(None)
                 advance(1)
-    return Scored(scorer.name, rewards, scorer.aggregate, missing)
+    return Scored(scorer.name, rewards, scorer.aggregate, missing, positions)
 
 
 def most_frequent_reason(scored: Scored) -> str:

@@ -20,6 +20,7 @@ def tables(results: Results) -> list[Table]:
         speed_table(results),
         _golden(results),
         _quantization(results),
+        _positions(results),
         _capability(results),
         _steps(results),
         _best_of_n(results),
@@ -115,6 +116,21 @@ def _quantization_row(row: Quantization, label: str) -> tuple[str, ...]:
         estimate(agreement.spearman, ".3f"), estimate(agreement.kendall, ".3f"),
         estimate(verdicts.flip_rate, ".1%"), estimate(verdicts.first_weak, ".1%"), estimate(agreement.best, ".1%"),
     )  # fmt: skip
+
+
+def _positions(results: Results) -> Table:
+    """Only of rows whose rewards lie in several ranges."""
+    rows = tuple(
+        (
+            row.pairing.name, row.pairing.data, f"{place.start + 1:,} to {place.end:,}", f"{place.rewards:,}",
+            estimate(place.mean),
+        )
+        for row in results.fidelity.quantization
+        if len(row.by_position) > 1
+        for place in row.by_position
+    )  # fmt: skip
+    headers = ("rewards of", "data", "tokens up to the reward", "rewards", "mean difference")
+    return Table("Fidelity by position", headers, rows, "How far into its text a reward is read.")
 
 
 def _baseline_row(baseline: Baseline) -> tuple[str, ...]:

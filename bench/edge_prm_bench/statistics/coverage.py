@@ -30,13 +30,15 @@ class Missing(NamedTuple):
 class Scored(NamedTuple):
     """Rewards of a file's traces under the name of a bundle or reference, and the aggregate that makes a score of them.
 
-    `missing` has the reason for each index of `rewards` that is None.
+    `missing` has the reason for each index of `rewards` that is None. `positions` has, by index, how many tokens of the
+    text come up to each reward; a reference does not know them.
     """
 
     name: str
     rewards: Rewards
     aggregate: str
     missing: Mapping[int, Missing] = {}
+    positions: Mapping[int, Sequence[int]] = {}
 
     @property
     def indices(self) -> frozenset[int]:

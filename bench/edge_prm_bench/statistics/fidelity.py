@@ -21,6 +21,8 @@ from edge_prm_bench.statistics.coverage import Scored
 from edge_prm_bench.statistics.metrics import Estimate
 
 KENDALL_RESAMPLES = 200  # quadratic in the number of traces
+FIRST_POSITIONS = 512
+"""Tokens that the first range of positions spans; each range after it spans as many as all before."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,24 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class AtPositions:
+    """Differences of the `rewards` that are read after `start` tokens of their text, and within `end`."""
+
+    start: int
+    end: int
+    rewards: int
+    mean: Estimate
+
+
+@dataclass(frozen=True)
 class Quantization:
-    """One checkpoint, run in two ways."""
+    """One checkpoint, run in two ways. `by_position` is empty where positions are not known (two references)."""
 
     pairing: Pairing
     difference: Differences
     agreement: Agreement
     verdicts: Verdicts
+    by_position: tuple[AtPositions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,7 @@ class _Pair(NamedTuple):
     theirs: Sequence[float]
     our_score: float
     their_score: float
+    positions: Sequence[int] = ()
 
 
 _Problems = Sequence[Sequence[_Pair]]
@@ -118,6 +132,7 @@ def quantization(
         difference=_difference(problems),
         agreement=_agreement(problems),
         verdicts=Verdicts(threshold, flip_rate, first_weak),
+        by_position=_by_position(problems),
     )
 
 
@@ -152,7 +167,7 @@ def _pairs(data: Data, bundle: Scored, reference: Scored, kept: Collection[int] 
             if ours is None or theirs is None or (kept is not None and index not in kept):
                 continue
             scores = aggregate(bundle.aggregate, ours), aggregate(reference.aggregate, theirs)
-            pairs.append(_Pair(ours, theirs, *scores))
+            pairs.append(_Pair(ours, theirs, *scores, bundle.positions.get(index, ())))
         if pairs:
             problems.append(pairs)
     return problems
@@ -177,6 +192,27 @@ def _difference(problems: _Problems) -> Differences:
         p99=metrics.bootstrap(problems, lambda sample: metrics.quantile(_absolute(sample), 0.99)),
         maximum=metrics.maximum(_absolute(problems)),
     )
+
+
+def _by_position(problems: _Problems) -> tuple[AtPositions, ...]:
+    """Of the ranges of positions that hold rewards, in order."""
+    last = max((position for group in problems for pair in group for position in pair.positions), default=0)
+    found, start, end = [], 0, FIRST_POSITIONS
+    while start < last:
+        within = [[_within(pair, start, end) for pair in group] for group in problems]
+        if rewards := len(_flat(within, 0)):
+            mean = metrics.bootstrap(
+                [group for group in within if _flat([group], 0)], lambda sample: metrics.mean(_absolute(sample))
+            )
+            found.append(AtPositions(start, end, rewards, mean))
+        start, end = end, 2 * end
+    return tuple(found)
+
+
+def _within(pair: _Pair, start: int, end: int) -> _Pair:
+    """The rewards of a trace that are read after `start` tokens, and within `end`."""
+    kept = [index for index, position in enumerate(pair.positions) if start < position <= end]
+    return pair._replace(ours=[pair.ours[index] for index in kept], theirs=[pair.theirs[index] for index in kept])
 
 
 def _agreement(problems: _Problems) -> Agreement:

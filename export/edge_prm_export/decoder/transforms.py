@@ -15,7 +15,7 @@ import numpy as np
 from edge_prm.arrays import AnyFloat
 from edge_prm_export.checkpoint.config import Shapes
 from edge_prm_export.decoder.layers import LayerInputs, LayerWeights, ResidualDerivatives
-from edge_prm_export.decoder.rotate import Rotation, rotate_blocks
+from edge_prm_export.decoder.rotate import Rotation
 from edge_prm_export.decoder.smooth import LayerScales
 
 
@@ -194,18 +194,3 @@ class Smooth(Transform):
         values = scales.values.reshape(shapes.kv_heads, 1, shapes.head_dim)
         shared = (shapes.kv_heads, shapes.heads // shapes.kv_heads, shapes.head_dim)
         return np.broadcast_to(values, shared).reshape(-1)
-
-
-class HadamardDown(Transform):
-    """What enters `down` is rotated in blocks of a power of two. The engine rotates it at run time, so up stays."""
-
-    def __init__(self, block: int) -> None:
-        self.block = block
-
-    def weights(self, index: int, layer: LayerWeights) -> LayerWeights:
-        """Rotates the input side of down."""
-        return replace(layer, down=layer.down.map(lambda weight: rotate_blocks(weight, self.block)))
-
-    def inputs(self, index: int, inputs: LayerInputs) -> LayerInputs:
-        """Rotates what SwiGLU gives."""
-        return replace(inputs, down=rotate_blocks(inputs.down, self.block))
