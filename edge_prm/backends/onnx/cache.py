@@ -6,8 +6,11 @@ are bound to one address: so forgetting tokens is a change of offset, and a run 
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any, Protocol
 
@@ -21,6 +24,11 @@ from edge_prm.manifest import Architecture
 _RESIZE = "resize_fp16.onnx"
 """past `[b, heads, capacity, d]`, keep `[1]`, pads `[8]` -> past[:, :, :keep] followed by zeros. Written by
 edge_prm_export.onnx.resize."""
+
+
+RESERVED_BYTES = 256 << 20
+"""Address space of a sequence on a CPU. Memory that no token was written to takes no room, and a sequence that has to
+move when it grows takes as long for that as for a step of 40 tokens."""
 
 
 class Cache(Protocol):
@@ -46,7 +54,7 @@ class HostCache:
     def __init__(self, shape: Architecture, capacity: int, dtype: npt.DTypeLike = np.float32) -> None:
         self._shape = shape
         with _memory_for(shape, capacity, np.dtype(dtype).itemsize, "cpu"):
-            self._planes = np.empty((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), dtype=dtype)
+            self._planes = _reserved((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), np.dtype(dtype))
 
     @property
     def capacity(self) -> int:
@@ -65,6 +73,26 @@ class HostCache:
         other = HostCache(self._shape, capacity, self._planes.dtype)
         other._planes[..., :keep, :] = self._planes[..., :keep, :]
         return other
+
+
+def reserved_tokens(shape: Architecture, dtype: npt.DTypeLike = np.float32) -> int:
+    """The tokens that fit into RESERVED_BYTES."""
+    return RESERVED_BYTES // (2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(dtype).itemsize)
+
+
+def _reserved(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """An array whose memory is taken page by page, as it is written."""
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    if sys.platform == "win32":
+        pages = mmap.mmap(-1, size)
+    else:  # of this process alone: a forked child has a copy
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a large page for each head would hold hundreds of tokens
+            with suppress(OSError):
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 class DeviceCache:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge_prm.backends import EngineOptions, check_trim, chunks
 from edge_prm.backends.onnx.batch import GPU_BATCH_TOKENS, BatchRunner
-from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer
+from edge_prm.backends.onnx.cache import Cache, DeviceCache, HostCache, Resizer, reserved_tokens
 from edge_prm.backends.onnx.rows import beginning, missing_reads, missing_tokens, most_missing
 from edge_prm.backends.onnx.session import LAST_POSITION as LAST_POSITION
 from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
@@ -63,6 +63,11 @@ class OnnxModel:
     def chunk_tokens(self) -> int:
         """The most tokens of a run: few enough that a CPU's cache holds their activations, many for a GPU."""
         return GPU_CHUNK_TOKENS if self.on_gpu else CHUNK_TOKENS
+
+    def capacity_for(self, tokens: int) -> int:
+        """The room that a sequence of `tokens` gets: on a CPU, what it may grow into is reserved ahead."""
+        ahead = 0 if self._resizer is not None else reserved_tokens(self.architecture)
+        return _rounded(max(tokens, min(ahead, self.context_length)))
 
     def cache(self, capacity: int) -> Cache:
         """Room for the keys and values of one sequence."""
@@ -155,7 +160,7 @@ class OnnxBackend:
     def branch(self) -> OnnxBackend:
         """Return a second sequence that begins with what this one holds."""
         other = OnnxBackend(self._model)
-        other._cache = self._cache.resized(_rounded(self._offset), self._offset)
+        other._cache = self._cache.resized(self._model.capacity_for(self._offset), self._offset)
         other._offset, other._ids = self._offset, self._ids
         return other
 
@@ -169,7 +174,7 @@ class OnnxBackend:
         capacity = self._cache.capacity
         if tokens > capacity:
             most = min(2 * capacity, self._model.context_length)
-            self._cache = self._cache.resized(max(_rounded(tokens), most), self._offset)
+            self._cache = self._cache.resized(max(self._model.capacity_for(tokens), most), self._offset)
 
 
 def _rounded(tokens: int) -> int:

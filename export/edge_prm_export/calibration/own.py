@@ -12,12 +12,12 @@ from edge_prm_export.calibration.texts import CALIBRATION
 def own_texts(recipe: Recipe) -> Texts:
     """The texts that weights are rounded for: none in 16 bits and more.
 
-    GPTQ's error on other texts falls with every text, and the time of an export grows: where activations have 8 bits
-    too, and err as much as the weights, the short texts are enough.
+    GPTQ's error on other texts falls with every text, and the time of an export grows. Where activations have 8 bits
+    too, they err as much as the weights, and the first texts are enough.
     """
     if recipe.bits >= 16:
         return ()
-    return (*CALIBRATION, *MORE, *LONG) if _weights_err_most(recipe) else (*CALIBRATION, *MORE)
+    return (*CALIBRATION, *MORE, *LONG) if _weights_err_most(recipe) else CALIBRATION
 
 
 def differentiated_texts(recipe: Recipe) -> Texts:

@@ -24,8 +24,6 @@ from edge_prm_export.quantize.rows import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quanti
 READ_SHARE = 0.7
 """Read positions have a stream of their own in this share of the layers, the last ones: on Qwen2.5-1.5B, it gains
 nothing in those before."""
-READ_COUNT = 10
-"""How many rows a row of a read position counts as when weights are rounded."""
 GROUPS = (1 / 32, 1 / 8, 1 / 2)
 """Where SwiGLU's channels are cut into groups, the largest ones first: a row has a scale for each group."""
 GROUPED_SHARE = 0.5
@@ -60,13 +58,13 @@ class Int8Linears:
     def attention_input(self, name: str, rows: str, linears: Sequence[Linear], inputs: LayerInputs) -> str:
         """With a hi/lo split, since attention's logits magnify an error in queries and keys."""
         products, (weight, bias) = self._products, concatenated(linears)
-        stored = products.store(name, weight, _gptq(inputs.attention, inputs))
+        stored = products.store(name, weight, GPTQ(inputs.attention))
         return products.sum_of_parts(name, products.quantize.normed(name, rows, hi_lo=True), stored, bias)
 
     def attention_output(self, name: str, rows: Streams, linear: Linear, inputs: LayerInputs) -> Streams:
         """hi only in the rows of all tokens: a lo part was measured to cost 4% of the time and to bring nothing that
         shows in rewards."""
-        stored = self._products.store(name, linear.weight(), _gptq(inputs.output, inputs))
+        stored = self._products.store(name, linear.weight(), GPTQ(inputs.output))
         return self._products.scaled_products(name, rows, stored)
 
     def feed_forward(self, name: str, rows: Streams, weights: FeedForward) -> Streams:
@@ -76,7 +74,7 @@ class Int8Linears:
         instead.
         """
         products, inputs = self._products, weights.inputs
-        normed, gptq = products.join_normed(name, rows), _gptq(inputs.feed_forward, inputs)
+        normed, gptq = products.join_normed(name, rows), GPTQ(inputs.feed_forward)
         gate, up, down = weights.gate.weight(), weights.up.weight(), weights.down.weight()
 
         def group(name: str, channels: npt.NDArray[np.intp]) -> Streams:
@@ -92,7 +90,7 @@ class Int8Linears:
                 )
 
             rotated = rotate_blocks(np.take(inputs.down, channels, axis=1), block)
-            stored = products.store(f"{name}.down", rotate_blocks(down[:, channels], block), _gptq(rotated, inputs))
+            stored = products.store(f"{name}.down", rotate_blocks(down[:, channels], block), GPTQ(rotated))
             return products.scaled_products(f"{name}.down", Streams(*map(spread, SUFFIXES, gate_out, up_out)), stored)
 
         groups = _groups(inputs.down, GROUPS if weights.depth < GROUPED_SHARE else ())
@@ -146,11 +144,6 @@ class Int8Linears:
         rotated = graph.node("MatMul", [blocks, rotation], f"{name}.blocks.spread")
         shape = graph.constant(f"rows.{width}", [-1, width], np.int64)
         return graph.node("Reshape", [rotated, shape], f"{name}.spread")
-
-
-def _gptq(rows: AnyFloat, inputs: LayerInputs) -> GPTQ:
-    """`rows` `[tokens, in]` of `inputs`; those of read positions count more."""
-    return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1))
 
 
 def _groups(products: AnyFloat, cuts: Sequence[float]) -> list[npt.NDArray[np.intp]]:
