@@ -195,15 +195,6 @@ def test_a_cache_that_cannot_grow_stays_as_it_was() -> None:
     assert (cache.capacity, cache._planes) == (256, planes)
 
 
-def test_a_process_without_memory_for_a_cache_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*_: object, **__: object) -> None:
-        raise MemoryError("Unable to allocate 4.00 PiB")
-
-    monkeypatch.setattr(caches.np, "empty", no_memory)
-    with pytest.raises(DeviceMemoryError, match=r"a KV cache of 1024 tokens \(0\.00 GB on cpu\)"):
-        HostCache(SHAPE, 1024)
-
-
 def test_a_sequence_that_has_no_memory_left_holds_what_it_held(
     model: OnnxModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

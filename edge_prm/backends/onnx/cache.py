@@ -81,18 +81,24 @@ def reserved_tokens(shape: Architecture, dtype: npt.DTypeLike = np.float32) -> i
 
 
 def _reserved(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """An array whose memory is taken page by page, as it is written."""
+    """An array whose memory is taken page by page, as it is written; MemoryError where there is no room for it."""
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return np.empty(shape, dtype)
-    if sys.platform == "win32":
-        pages = mmap.mmap(-1, size)
-    else:  # of this process alone: a forked child has a copy
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a large page for each head would hold hundreds of tokens
-            with suppress(OSError):
-                pages.madvise(mmap.MADV_NOHUGEPAGE)
+    try:
+        pages = _pages(size)
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(str(error)) from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a large page for each head would hold hundreds of tokens
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _pages(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # a forked child has its own
 
 
 class DeviceCache:

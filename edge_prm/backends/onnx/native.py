@@ -21,6 +21,7 @@ from edge_prm.backends.onnx.session import MODEL_NAME as MODEL_NAME
 from edge_prm.backends.onnx.session import TOTAL_LENGTH as TOTAL_LENGTH
 from edge_prm.backends.onnx.session import OnnxSession
 from edge_prm.bundle import Bundle
+from edge_prm.errors import DeviceMemoryError
 
 CHUNK_TOKENS, GPU_CHUNK_TOKENS = 256, 2048
 CAPACITY_STEP = 256
@@ -160,7 +161,7 @@ class OnnxBackend:
     def branch(self) -> OnnxBackend:
         """Return a second sequence that begins with what this one holds."""
         other = OnnxBackend(self._model)
-        other._cache = self._cache.resized(self._model.capacity_for(self._offset), self._offset)
+        other._cache = self._resized(self._model.capacity_for(self._offset), _rounded(self._offset))
         other._offset, other._ids = self._offset, self._ids
         return other
 
@@ -174,7 +175,16 @@ class OnnxBackend:
         capacity = self._cache.capacity
         if tokens > capacity:
             most = min(2 * capacity, self._model.context_length)
-            self._cache = self._cache.resized(max(self._model.capacity_for(tokens), most), self._offset)
+            self._cache = self._resized(max(self._model.capacity_for(tokens), most), _rounded(tokens))
+
+    def _resized(self, capacity: int, fewest: int) -> Cache:
+        """This cache with room for `capacity` tokens, or for `fewest` where memory is short."""
+        try:
+            return self._cache.resized(capacity, self._offset)
+        except DeviceMemoryError:
+            if capacity <= fewest:
+                raise
+            return self._cache.resized(fewest, self._offset)
 
 
 def _rounded(tokens: int) -> int:
