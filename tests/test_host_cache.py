@@ -60,7 +60,7 @@ def test_a_sequence_gets_only_what_it_needs_where_memory_is_short(model: OnnxMod
     fits = HostCache.resized
 
     def resized(cache: HostCache, capacity: int, keep: int) -> HostCache:
-        if capacity > 512:
+        if capacity > 256:
             raise DeviceMemoryError("a KV cache cannot be made")
         return fits(cache, capacity, keep)
 
