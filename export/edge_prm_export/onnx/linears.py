@@ -28,6 +28,9 @@ from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import Transform
 from edge_prm_export.onnx.writer import MS, GraphWriter
 
+READ_COUNT = 10
+"""How many calibration rows a row of a read position counts as: the further up a layer is, the less other rows touch a
+reward."""
 Weight = Callable[[], AnyFloat]
 """A weight `[out, in]` that is read when it is needed, so that only one is in memory."""
 
@@ -70,6 +73,11 @@ class FeedForward:
     down: Linear
     inputs: LayerInputs
     depth: float
+
+
+def counts(inputs: LayerInputs) -> AnyFloat:
+    """How many rows each calibration row counts as when weights are rounded, `[tokens]`."""
+    return np.where(inputs.is_read, np.float32(READ_COUNT), np.float32(1))
 
 
 class Linears(Protocol):

@@ -18,7 +18,7 @@ from edge_prm_export.decoder.gradient import feed_forward_derivatives
 from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, RotateValues, Transform
-from edge_prm_export.onnx.linears import FeedForward, Streams, swiglu
+from edge_prm_export.onnx.linears import FeedForward, Streams, counts, swiglu
 from edge_prm_export.onnx.writer import MS, GraphWriter
 from edge_prm_export.quantize.feedback import OutputFeedback
 from edge_prm_export.quantize.gptq import GPTQ
@@ -30,8 +30,6 @@ INT8_ACTIVATIONS = 4
 
 COMPENSATED = 0.3
 """What GPTQ leaves of the error of gate and up, relative to `down`'s: SwiGLU's channels are hardly correlated."""
-READ_COUNT = 10
-"""How many rows a row of a read position counts as: the further up a layer is, the less other rows touch a reward."""
 WIDEST = 64  # values of a block at most: see edge_prm_export.onnx.recipes
 
 
@@ -186,7 +184,7 @@ class NBitsLinears:
 
 def _gptq(rows: AnyFloat, inputs: LayerInputs, *, of_size: bool = False) -> GPTQ:
     """`rows` `[tokens, in]` of `inputs`; those of read positions count more."""
-    return GPTQ(rows, np.where(inputs.is_read, READ_COUNT, 1), align=WIDEST, of_size=of_size)
+    return GPTQ(rows, counts(inputs), align=WIDEST, of_size=of_size)
 
 
 @dataclass(frozen=True, eq=False)
