@@ -14,9 +14,9 @@ from edge_prm_export.decoder.layers import LayerInputs, Linear, concatenated
 from edge_prm_export.decoder.rotate import block_size, hadamard, rotate_blocks
 from edge_prm_export.decoder.transformed import TransformedDecoder
 from edge_prm_export.decoder.transforms import FoldNorms, RotateResidual, RotateValues, Transform
-from edge_prm_export.onnx.int8_products import Int8Products
+from edge_prm_export.onnx.int8_products import Int8Products, Stored
 from edge_prm_export.onnx.int8_rows import Quantized
-from edge_prm_export.onnx.linears import SUFFIXES, FeedForward, Streams, Weight, counts, swiglu
+from edge_prm_export.onnx.linears import FeedForward, Streams, Weight, counts, swiglu
 from edge_prm_export.onnx.writer import GraphWriter
 from edge_prm_export.quantize.gptq import GPTQ
 from edge_prm_export.quantize.rows import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
@@ -73,34 +73,40 @@ class Int8Linears:
         silu comes after `gate`, so row scales would cost a pass over all of `intermediate`: normed rows have one scale
         instead.
         """
-        products, inputs = self._products, weights.inputs
-        normed, gptq = products.join_normed(name, rows), GPTQ(inputs.feed_forward, counts(inputs))
-        gate, up, down = weights.gate.weight(), weights.up.weight(), weights.down.weight()
-
-        def group(name: str, channels: npt.NDArray[np.intp]) -> Streams:
-            gate_out, up_out = (
-                products.products(f"{name}.{part}", normed, products.store(f"{name}.{part}", weight[channels], gptq))
-                for part, weight in (("gate", gate), ("up", up))
-            )
-            width, block = len(channels), block_size(len(channels))
-
-            def spread(of: str, gate_rows: str, up_rows: str) -> str:
-                return gate_rows and self._spread(
-                    f"{name}{of}", swiglu(self._graph, f"{name}{of}", gate_rows, up_rows), width
-                )
-
-            rotated = rotate_blocks(np.take(inputs.down, channels, axis=1), block)
-            stored = products.store(
-                f"{name}.down", rotate_blocks(down[:, channels], block), GPTQ(rotated, counts(inputs))
-            )
-            return products.scaled_products(f"{name}.down", Streams(*map(spread, SUFFIXES, gate_out, up_out)), stored)
-
+        inputs = weights.inputs
         groups = _groups(inputs.down, GROUPS if weights.depth < GROUPED_SHARE else ())
-        total = Streams("")
-        for index, channels in enumerate(groups):
-            part = group(f"{name}.{index}", channels)
+        normed, gptq = self._products.join_normed(name, rows), GPTQ(inputs.feed_forward, counts(inputs))
+        gates = self._store_outputs(f"{name}.gate", weights.gate, groups, gptq)
+        ups = self._store_outputs(f"{name}.up", weights.up, groups, gptq)
+        down, total = weights.down.weight(), Streams("")
+        for index, (channels, gate, up) in enumerate(zip(groups, gates, ups, strict=True)):
+            gate_out = self._products.products(f"{name}.gate.{index}", normed, gate)
+            up_out = self._products.products(f"{name}.up.{index}", normed, up)
+            spread = self._swiglu(f"{name}.{index}", gate_out, up_out, len(channels))
+            block = block_size(len(channels))
+            entering = GPTQ(rotate_blocks(np.take(inputs.down, channels, axis=1), block), counts(inputs))
+            stored = self._products.store(f"{name}.down.{index}", rotate_blocks(down[:, channels], block), entering)
+            part = self._products.scaled_products(f"{name}.down.{index}", spread, stored)
             total = self._add(f"{name}.sum.{index}", total, part) if index else part
         return total
+
+    def _store_outputs(
+        self, name: str, linear: Linear, groups: Sequence[npt.NDArray[np.intp]], gptq: GPTQ
+    ) -> list[Stored]:
+        """Groups of a weight's outputs. The weight is not held: one of an 8B model takes 235 MB in float32."""
+        weight = linear.weight()
+        return [
+            self._products.store(f"{name}.{index}", weight[channels], gptq) for index, channels in enumerate(groups)
+        ]
+
+    def _swiglu(self, name: str, gate_out: Streams, up_out: Streams, width: int) -> Streams:
+        """silu(gate_out) * up_out, rotated in blocks."""
+
+        def spread(of: str, gate_rows: str) -> str:
+            product = swiglu(self._graph, f"{name}{of}", gate_rows, up_out.of(of))
+            return self._spread(f"{name}{of}", product, width)
+
+        return gate_out.each(spread)
 
     def linear_dynamic(self, name: str, rows: str, weights: Mapping[str, Weight], *, hi_lo: bool = False) -> None:
         """`rows` without known statistics times each weight, the products under the weights' names.
