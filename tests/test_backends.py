@@ -236,6 +236,9 @@ class NoEngine:
         self.runs: list[int] = []
         self.fails = False
 
+    def capacity_for(self, tokens: int) -> int:
+        return -(-tokens // 256) * 256  # nothing ahead: sequences of the tests grow
+
     def cache(self, capacity: int) -> HostCache:
         return HostCache(self.architecture, capacity)  # type: ignore[arg-type]
 

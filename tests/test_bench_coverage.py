@@ -83,6 +83,12 @@ def test_rows_and_labels_that_cannot_be_used_are_counted(tmp_path: Path) -> None
     assert counts["traces beyond the first 4, which are measured; --limit 0 takes all"] == 6
 
 
+def score_of(rewards: tuple[Any, ...]) -> Any:
+    """What the benchmark reads of a Score: rewards, and where the tokens of their steps end."""
+    ends = range(10, 10 + len(rewards))
+    return SimpleNamespace(rewards=rewards, steps=[SimpleNamespace(tokens=(0, end)) for end in ends])
+
+
 @pytest.mark.parametrize("failing", [{1}, {0, 1}, {3}, {0, 1, 2, 3}])
 def test_rewards_stay_with_their_traces_when_others_fail(failing: set[int], tmp_path: Path, bundle: Path) -> None:
     data = read_data(write_rows(tmp_path / "data.jsonl", rows_of(4, "pens")))
@@ -93,12 +99,15 @@ def test_rewards_stay_with_their_traces_when_others_fail(failing: set[int], tmp_
             for trajectory in trajectories:
                 if (index := which[trajectory.prompt]) in failing:
                     raise BackendError(f"the reward at token {index} is nan")
-                yield SimpleNamespace(rewards=(float(index),) * len(trajectory.steps))
+                yield score_of((float(index),) * len(trajectory.steps))
 
     scorer = bundle_scorer(bundle, read_manifest(bundle), "x", None)
     scored = scoring.rewards_of_bundle(scorer, Engine(), data, silent)  # type: ignore[arg-type]
     assert scored.indices == {0, 1, 2, 3} - failing
     assert all(scored.rewards[index][0] == index for index in scored.indices)  # type: ignore[index]
+    assert {index: len(ends) for index, ends in scored.positions.items()} == {
+        index: len(data.traces[index].trajectory.steps) for index in scored.indices
+    }
     assert scored.missing == {
         i: Missing("traces that could not be scored", f"the reward at token {i} is nan") for i in failing
     }
@@ -113,7 +122,7 @@ def test_an_engine_that_cannot_start_shifts_no_rewards(tmp_path: Path, bundle: P
             attempts.append(1)
             if len(attempts) == 1:
                 raise BackendError("no sequence is free")
-            return iter([SimpleNamespace(rewards=(trajectory.prompt,)) for trajectory in trajectories])
+            return iter([score_of((trajectory.prompt,)) for trajectory in trajectories])
 
     scorer = bundle_scorer(bundle, read_manifest(bundle), "x", None)
     scored = scoring.rewards_of_bundle(scorer, Engine(), data, silent)  # type: ignore[arg-type]
