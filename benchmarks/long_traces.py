@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs=2, default=(4000, 12000), metavar=("FEWEST", "MOST"))
     options = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    pool = [
-        (trace.trajectory.prompt, [step.text for step in trace.trajectory.steps])
-        for path in options.data
-        for trace in read_data(path, split="lines").traces
-    ]
+    files = [read_data(path, split="lines") for path in options.data]
+    traces = [trace.trajectory for data in files for trace in data.traces]
+    pool = [(trajectory.prompt, [step.text for step in trajectory.steps]) for trajectory in traces]
+    skipped = sum(len(data.skipped) for data in files)
+    print(f"{len(pool):,} solutions to draw from; {skipped:,} rows cannot be read", file=sys.stderr)
     draw = random.Random(SEED)
     fewest, most = options.tokens
     with options.output.open("w", encoding="utf-8") as out:

@@ -75,9 +75,9 @@ class HostCache:
         return other
 
 
-def reserved_tokens(shape: Architecture, dtype: npt.DTypeLike = np.float32) -> int:
-    """The tokens that fit into RESERVED_BYTES."""
-    return RESERVED_BYTES // (2 * shape.layers * shape.kv_heads * shape.head_dim * np.dtype(dtype).itemsize)
+def reserved_tokens(shape: Architecture) -> int:
+    """The tokens that fit into RESERVED_BYTES, in float32."""
+    return RESERVED_BYTES // _bytes_of(shape, 1, np.dtype(np.float32).itemsize)
 
 
 def _reserved(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -198,6 +198,11 @@ def _memory_for(shape: Architecture, tokens: int, value_bytes: int, device: str)
     try:
         yield
     except Exception as error:  # the engine's exceptions have no common base of their own
-        size = 2 * shape.layers * shape.kv_heads * tokens * shape.head_dim * value_bytes
+        size = _bytes_of(shape, tokens, value_bytes)
         what = f"a KV cache of {tokens} tokens ({size / 1e9:.2f} GB on {device}) cannot be made"
         raise failed(what, error) from error
+
+
+def _bytes_of(shape: Architecture, tokens: int, value_bytes: int) -> int:
+    """Of the keys and values of `tokens`."""
+    return 2 * shape.layers * shape.kv_heads * tokens * shape.head_dim * value_bytes

@@ -22,12 +22,13 @@ from edge_prm_export.quantize.gptq import GPTQ
 from edge_prm_export.quantize.rows import REDUCED_WEIGHT_MAX, WEIGHT_MAX, quantize_rows
 
 READ_SHARE = 0.7
-"""Read positions have a stream of their own in this share of the layers, the last ones: on Qwen2.5-1.5B, it gains
-nothing in those before."""
+"""Read positions have a stream of their own in this share of the layers, the last ones: on Qwen2.5-1.5B, less
+than a third of what rounding does to rewards is in their rows in the layers before."""
 GROUPS = (1 / 32, 1 / 8, 1 / 2)
 """Where SwiGLU's channels are cut into groups, the largest ones first: a row has a scale for each group."""
 GROUPED_SHARE = 0.5
-"""The share of the layers, the first ones, whose channels are in groups. Later ones gain less than it costs."""
+"""The share of the layers, the first ones, whose channels are in groups: on Qwen2.5-1.5B, four fifths of what rounding
+`down`'s inputs does to rewards is in them."""
 
 
 class Int8Linears:
